@@ -9,7 +9,14 @@ from __future__ import annotations
 
 def explain(found: str, why: str, remedy: str) -> str:
     """Join the three parts of a message: ``found``, ``why`` it is wrong, and the ``remedy``."""
-    return f"{found.rstrip('.')}. {why.rstrip('.')}. {remedy.rstrip('.')}."
+    return " ".join(f"{_sentence(part)}." for part in (found, why, remedy))
+
+
+def _sentence(part: str) -> str:
+    """Start with a capital, unless the first word is code."""
+    part = part.rstrip(".")
+    first = part.split(" ", 1)[0]
+    return part[:1].upper() + part[1:] if first.isalpha() or first.endswith(",") else part
 
 
 class ThalwegError(Exception):

@@ -1,0 +1,355 @@
+"""A model, a loss and data, as one function of one flat vector."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from thalweg._vectors import Layout, Pattern, matcher
+from thalweg.errors import EmptyData, InvalidInput, NotDeterministic, NotDifferentiable, explain
+from thalweg.problem import determinism, losses
+from thalweg.problem.batches import Batches, cache, make_batches, map_tensors, tensors_in
+from thalweg.problem.guards import evaluation
+
+
+class Problem:
+    r"""The mean loss of a model over data, ``L(w) = sum_b (n_b / N) mean_{i in b} loss_i(w)``.
+
+    ``w`` is one flat vector of shape ``(P,)`` that holds the selected parameters; every other parameter and
+    every buffer is a constant. Batches are weighted by their number of samples ``n_b``, so the value, the gradient
+    and every Hessian product are those of all ``N`` samples at once, however the data is cut. Nothing of the
+    model is changed by an evaluation: mode, gradients, buffers, random state.
+
+    Args:
+        model: Any module. It is used in the mode that it is in (call ``model.eval()`` first if you mean that).
+        loss: Either ``loss(model_output, target)``, the mean over a batch (torch's losses, or a function), or
+            ``loss(model, batch) -> (mean loss, sample count)`` for models with other signatures; the second
+            form is recognised by its first parameter's name ``model``, or marked with `batch_loss`.
+        data: ``(inputs, targets)`` tensors, a map-style ``Dataset``, or a re-iterable of batches.
+        batch_size: Samples evaluated at a time for tensors and Datasets; the results do not depend on it, the memory does.
+        parameters: Which parameters form ``w``: a glob, several globs, a compiled regular expression or a
+            predicate on names. Default: all with ``requires_grad``. Tied parameters count once.
+        device: Where to evaluate. Default: where the parameters are.
+        dtype: Evaluate in this floating dtype, whatever the model's own (``torch.float64`` for references).
+        check: Evaluate twice and refuse what is not a fixed function of ``w``: shuffled loaders, live dropout,
+            augmentation, BatchNorm in training mode over more than one batch.
+
+    Attributes:
+        model: The module, as given.
+        layout: Names and shapes of the parameters in ``w``.
+        dimension: ``P``.
+        dtype: Dtype of ``w``.
+        device: Device of ``w``.
+        samples: ``N``, as the sum of batch weights (tokens for cross-entropy over sequences).
+
+    Raises:
+        InvalidInput: The data, the loss or the parameter pattern cannot be used; the message says why.
+        EmptyData: No sample, or a batch without one.
+        NotDeterministic: Two evaluations differ.
+        NotDifferentiable: The loss does not depend on the parameters through recorded operations.
+
+    Example:
+        >>> model = torch.nn.Linear(2, 1)
+        >>> x, y = torch.randn(5, 2), torch.randn(5, 1)
+        >>> problem = Problem(model, torch.nn.MSELoss(), (x, y), batch_size=2)
+        >>> problem.dimension, problem.samples
+        (3, 5)
+        >>> value, gradient = problem.value_and_gradient(problem.initial)
+        >>> gradient.shape
+        torch.Size([3])
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Callable[..., Any],
+        data: Any,
+        *,
+        batch_size: int | None = None,
+        parameters: Pattern | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        check: bool = True,
+    ) -> None:
+        self.model = model
+        self._form = _ModelLoss if losses.calls_the_model(loss) else _OutputLoss
+        if self._form is _OutputLoss:
+            losses.check_reduction(loss)
+        self._function = self._form(model, loss)
+        chosen = _select(model, parameters)
+        self.layout = Layout.of(chosen)
+        self.dimension = self.layout.size
+        self._source_dtypes = {t.dtype for t in chosen.values()}
+        self.dtype = dtype or _common_dtype(self._source_dtypes)
+        self._cast = dtype
+        self.device = torch.device(device) if device is not None else next(iter(chosen.values())).device
+        self._names = [f"model.{name}" for name in self.layout.names]
+        self._batches = make_batches(data, batch_size)
+        self.notes: dict[str, Any] = {}
+        """What operators learn about this problem and reuse, such as the memory of its graph."""
+        survey = determinism.survey(self, check=check)
+        self._weights, self.samples = survey.weights, survey.samples
+        if check:
+            determinism.refuse_batch_statistics(model, len(self._weights))
+        self._batches = cache(self._batches)
+
+    @property
+    def initial(self) -> Tensor:
+        """The model's current point as a new vector, shape ``(P,)``."""
+        current = dict(self.model.named_parameters())
+        return torch.cat(
+            [current[name].detach().reshape(-1).to(self.device, self.dtype) for name in self.layout.names]
+        )
+
+    def batches(self) -> Iterator[tuple[Any, float]]:
+        """Yield ``(batch, weight)`` with weights ``n_b / N`` that sum to one; batches are on ``device``."""
+        total = sum(self._weights)
+        seen = 0
+        for batch, count in zip(self._batches, self._weights):
+            seen += 1
+            if count:
+                yield self._place(batch), count / total
+        if seen != len(self._weights):
+            raise NotDeterministic(
+                explain(
+                    f"The loader gave {seen} batches where it gave {len(self._weights)} before",
+                    "the loss is then another function at each evaluation",
+                    "Give the Problem a loader of fixed length and order",
+                )
+            )
+
+    def loss(self, leaves: Sequence[Tensor], batch: Any) -> Tensor:
+        """Return the differentiable mean loss, 0-dim, of one batch at per-parameter tensors.
+
+        Args:
+            leaves: One tensor per name of ``layout``, in its order and shapes.
+            batch: A batch as `batches` yields it.
+        """
+        return self._evaluate(leaves, batch)[0]
+
+    def value(self, w: Tensor) -> Tensor:
+        """Return ``L(w)``, 0-dim, without a graph. ``w`` has shape ``(P,)``."""
+        leaves = self.layout.split(self._own(w))
+        with torch.no_grad():
+            return self._sum(self.loss(leaves, batch) * weight for batch, weight in self.batches())
+
+    def gradient(self, w: Tensor) -> Tensor:
+        """Return ``grad L(w)``, shape ``(P,)``, without a graph."""
+        return self.value_and_gradient(w)[1]
+
+    def value_and_gradient(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ``(L(w), grad L(w))`` with shapes ``()`` and ``(P,)``, without a graph.
+
+        Args:
+            w: The point, shape ``(P,)``.
+
+        Raises:
+            InvalidInput: ``w`` has another shape.
+            NotDifferentiable: The loss does not depend on any parameter.
+        """
+        leaves = [leaf.requires_grad_() for leaf in self.layout.split(self._own(w).detach())]
+        gradient = torch.zeros(self.dimension, dtype=self.dtype, device=self.device)
+        values = []
+        for batch, weight in self.batches():
+            value, grads = self._batch_gradient(leaves, batch)
+            values.append(value * weight)
+            gradient.add_(Layout.join(grads), alpha=weight)
+        return self._sum(values), gradient
+
+    def subset(self, indices: Tensor | slice | Sequence[int]) -> Problem:
+        """Return the problem on the samples at ``indices``; it shares the model and is not checked again.
+
+        Raises:
+            InvalidInput: The data is a loader, which cannot be indexed, or an index is out of range.
+            EmptyData: No index.
+        """
+        count = self._batches.samples
+        if isinstance(indices, slice):
+            indices = range(*indices.indices(count or 0))
+        index = torch.as_tensor(indices, dtype=torch.int64).reshape(-1)
+        if index.numel() == 0:
+            raise EmptyData(explain("No index was given", "a mean over nothing is undefined", "Pass some indices"))
+        if count is not None and (int(index.min()) < -count or int(index.max()) >= count):
+            raise InvalidInput(
+                explain(
+                    f"Indices reach from {int(index.min())} to {int(index.max())}",
+                    f"the data has {count} samples",
+                    f"Stay within 0 and {count - 1}",
+                )
+            )
+        part = copy.copy(self)
+        part.notes = {}
+        part._batches = self._batches.subset(index)
+        part._weights = tuple(part._weigh(batch) for batch in part._batches)
+        part.samples = _whole(sum(part._weights))
+        return part
+
+    def load(self, w: Tensor) -> None:
+        """Write ``w``, shape ``(P,)``, into the model. The one method that changes it."""
+        current = dict(self.model.named_parameters())
+        with torch.no_grad():
+            for name, view in self.layout.unflatten(w).items():
+                current[name].copy_(view)
+
+    def fingerprint(self) -> dict[str, str]:
+        """Return hex digests of the model (class, parameter names, shapes, values; buffers) and of the data."""
+        model = hashlib.blake2b(type(self.model).__name__.encode(), digest_size=16)
+        for name, tensor in self.model.state_dict().items():
+            if isinstance(tensor, Tensor):
+                model.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+                model.update(_bytes(tensor))
+        data = hashlib.blake2b(digest_size=16)
+        for batch in self._batches:
+            for tensor in tensors_in(batch):
+                data.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
+                data.update(_bytes(tensor))
+        return {"model": model.hexdigest(), "data": data.hexdigest()}
+
+    def __repr__(self) -> str:
+        return (
+            f"Problem({type(self.model).__name__}, {self.dimension:,} parameters, {self.samples:,} samples "
+            f"in {len(self._weights)} batches, {self.dtype}, {self.device})"
+        )
+
+    def _own(self, w: Tensor) -> Tensor:
+        return w.to(self.device, self.dtype)
+
+    def _place(self, batch: Any) -> Any:
+        def move(t: Tensor) -> Tensor:
+            return t.to(self.device, self._cast if self._cast is not None and t.is_floating_point() else None)
+
+        return map_tensors(move, batch)
+
+    def _constants(self) -> dict[str, Tensor]:
+        """Every parameter that is not in ``w``, detached, and every buffer, cloned: a forward may write to it."""
+        chosen = set(self._names)
+        constants = {
+            name: self._place(parameter.detach())
+            for name, parameter in self._function.named_parameters()
+            if name not in chosen
+        }
+        constants.update({name: self._place(b).clone() for name, b in self._function.named_buffers()})
+        return constants
+
+    def _evaluate(self, leaves: Sequence[Tensor], batch: Any) -> tuple[Tensor, float]:
+        if self._cast is None and len(self._source_dtypes) > 1:
+            current = dict(self.model.named_parameters())
+            leaves = [leaf.to(current[name].dtype) for leaf, name in zip(leaves, self.layout.names)]
+        tensors = dict(zip(self._names, leaves)) | self._constants()
+        with evaluation(self.device):
+            value, weight = functional_call(self._function, tensors, (batch,))
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise InvalidInput(
+                explain(
+                    f"The loss returned {found}",
+                    "it must be one number, the mean over the batch",
+                    "Reduce it with .mean()",
+                )
+            )
+        return value.reshape(()), weight
+
+    def _batch_gradient(self, leaves: Sequence[Tensor], batch: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
+        with torch.enable_grad():
+            value = self.loss(leaves, batch)
+            if not value.requires_grad:
+                raise NotDifferentiable(
+                    explain(
+                        "The loss does not depend on any of the chosen parameters",
+                        "its gradient was not recorded",
+                        "Look for .detach(), .item() or torch.no_grad() in the model or the loss",
+                    )
+                )
+            grads = torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True)
+        return value.detach(), grads
+
+    def _weigh(self, batch: Any) -> float:
+        if self._form is _ModelLoss:
+            with torch.no_grad():
+                return self._evaluate(self.layout.split(self.initial), self._place(batch))[1]
+        return losses.batch_weight(self._function.loss, *_pair(batch))
+
+    def _sum(self, values: Any) -> Tensor:
+        return torch.stack(list(values)).sum()
+
+
+class _OutputLoss(nn.Module):
+    """``loss(model(inputs), target)`` with the weight of the batch."""
+
+    def __init__(self, model: nn.Module, loss: Callable[..., Any]) -> None:
+        super().__init__()
+        self.model, self.loss = model, loss
+
+    def forward(self, batch: Any) -> tuple[Tensor, float]:
+        inputs, target = _pair(batch)
+        return self.loss(self.model(inputs), target), losses.batch_weight(self.loss, inputs, target)
+
+
+class _ModelLoss(nn.Module):
+    """``loss(model, batch)``, which says its own sample count."""
+
+    def __init__(self, model: nn.Module, loss: Callable[..., Any]) -> None:
+        super().__init__()
+        self.model, self.loss = model, loss
+
+    def forward(self, batch: Any) -> tuple[Tensor, float]:
+        result = self.loss(self.model, batch)
+        if not (isinstance(result, tuple) and len(result) == 2):
+            raise InvalidInput(
+                explain(
+                    f"loss(model, batch) returned a {type(result).__name__}",
+                    "thalweg weights every batch by its sample count",
+                    "Return (mean loss, sample count)",
+                )
+            )
+        return result[0], float(result[1])
+
+
+def _pair(batch: Any) -> tuple[Any, Any]:
+    if isinstance(batch, (tuple, list)) and len(batch) == 2:
+        return batch[0], batch[1]
+    raise InvalidInput(
+        explain(
+            f"A batch is a {type(batch).__name__}, not a pair",
+            "a loss of (output, target) needs (inputs, targets)",
+            "Yield pairs, or pass a loss(model, batch) that returns (mean loss, sample count)",
+        )
+    )
+
+
+def _select(model: nn.Module, pattern: Pattern | None) -> dict[str, nn.Parameter]:
+    takes = matcher(pattern)
+    named = {name: p for name, p in model.named_parameters() if p.is_floating_point()}
+    chosen = {name: p for name, p in named.items() if p.requires_grad and takes(name)}
+    if chosen:
+        return chosen
+    frozen = [name for name, p in named.items() if takes(name)]
+    shown = ", ".join(list(named)[:8]) + (", ..." if len(named) > 8 else "")
+    raise InvalidInput(
+        explain(
+            f"All {len(frozen)} matching parameters are frozen" if frozen else f"No parameter matches {pattern!r}",
+            "there is nothing to differentiate by",
+            "Call requires_grad_(True) on those you mean" if frozen else f"Choose among: {shown or 'none at all'}",
+        )
+    )
+
+
+def _common_dtype(dtypes: set[torch.dtype]) -> torch.dtype:
+    common, *rest = dtypes
+    for dtype in rest:
+        common = torch.promote_types(common, dtype)
+    return common
+
+
+def _whole(count: float) -> int:
+    return round(count)
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
