@@ -1,0 +1,51 @@
+# Two commands for newcomers: `make run` and `make test`. Each builds .venv if it is not there.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
+PACKAGING := pyproject.toml constraints.txt
+RUN_OUT ?= runs/quickstart
+RUN_FLAGS ?=
+
+.PHONY: run test fast lint bench docs clean
+.DELETE_ON_ERROR:
+
+run: $(VENV)/.ready-run
+	$(BIN)/thalweg run --out $(RUN_OUT) --replace $(RUN_FLAGS)
+
+test: $(VENV)/.ready-test
+	$(BIN)/python -m pytest -q
+
+fast: $(VENV)/.ready-test
+	$(BIN)/python -m pytest -q -m "not slow and not browser"
+
+lint: $(VENV)/.ready-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.ready-test
+	$(BIN)/python benchmarks/hvp.py
+
+docs: $(VENV)/.ready-docs
+	$(BIN)/sphinx-build -W -q -b html docs docs/_build/html
+
+clean:
+	rm -rf $(VENV) docs/_build
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.ready-run: $(PACKAGING) | $(BIN)/python
+	@echo "Installing thalweg into $(VENV) (once; torch is large)"
+	$(PIP) -e ".[digits]"
+	@touch $@
+
+$(VENV)/.ready-test: $(PACKAGING) | $(BIN)/python
+	@echo "Installing thalweg and its test tools into $(VENV) (once)"
+	$(PIP) -e ".[dev,data,hf]"
+	@touch $@
+
+$(VENV)/.ready-docs: $(PACKAGING) | $(BIN)/python
+	$(PIP) -e ".[docs]"
+	@touch $@
