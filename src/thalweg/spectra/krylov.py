@@ -1,0 +1,126 @@
+"""A Krylov basis that can be restarted, kept orthogonal in full, with the projected matrix beside it."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from thalweg.errors import NonFinite, explain
+from thalweg.operators.base import Operator
+
+Array = NDArray[np.float64]
+
+
+class Krylov:
+    """Orthonormal rows ``Q`` and ``T = Q A Q'`` with ``A Q' = Q' T + beta q e'``.
+
+    Every new vector is orthogonalised twice against all rows, and against ``against`` if given, so ``T`` may hold a
+    restarted basis or a random injection without special cases.
+
+    Args:
+        operator: The symmetric operator.
+        capacity: Rows that fit.
+        generator: Source of random directions.
+        against: Rows, shape ``(l, P)``, orthonormal: work in their complement.
+    """
+
+    def __init__(
+        self, operator: Operator, capacity: int, generator: torch.Generator, against: Tensor | None = None
+    ) -> None:
+        self.operator = operator
+        self.capacity = capacity
+        self.generator = generator
+        self.against = against if against is not None and len(against) else None
+        self.rows = torch.empty(capacity + 1, operator.size, dtype=operator.dtype, device=operator.device)
+        self.matrix: Array = np.zeros((capacity, capacity))
+        self.size = 0
+        self.beta = 0.0
+        self.norm = 0.0
+        """Largest magnitude seen in a projected spectrum: an estimate of ``|A|`` from below."""
+        self.eps = float(torch.finfo(operator.dtype).eps)
+
+    @property
+    def room(self) -> int:
+        """Dimension of the space that the basis can still grow into."""
+        taken = 0 if self.against is None else len(self.against)
+        return self.operator.size - taken - self.size
+
+    def begin(self, start: Tensor | None) -> None:
+        """Set the first vector: ``start`` with a touch of everything else, or random."""
+        vector = self._random()
+        if start is not None:
+            direction = start.reshape(self.operator.size).to(vector)
+            vector = direction / direction.norm() + 1e-3 * vector / vector.norm()
+        self._orthogonalise(vector)
+        self.rows[0] = vector / vector.norm()
+
+    def expand(self) -> None:
+        """Multiply the newest row, and append what is new in the product."""
+        j = self.size
+        product = self.operator.matvec(self.rows[j])
+        length = float(product.norm())
+        if not np.isfinite(length):
+            raise NonFinite(
+                explain(
+                    f"Product number {self.operator.products} is not finite",
+                    "the loss overflows or has left its domain at this point",
+                    "Check the loss and gradient there; lower the learning rate, or use float64",
+                )
+            )
+        coefficients = self._orthogonalise(product, count=j + 1)
+        self.matrix[j, : j + 1] = coefficients
+        self.matrix[: j + 1, j] = coefficients
+        self.size = j + 1
+        self.norm = max(self.norm, abs(float(coefficients[j])))
+        self.beta = float(product.norm())
+        if self.beta <= 10 * self.eps * max(self.norm, length):
+            self.beta = 0.0
+        if self.beta:
+            self.rows[j + 1] = product / self.beta
+        elif self.room:
+            self.inject()
+
+    def inject(self) -> None:
+        """Continue from a random direction: the space so far is invariant."""
+        vector = self._random()
+        self._orthogonalise(vector, count=self.size)
+        self.rows[self.size] = vector / vector.norm()
+
+    def ritz(self) -> tuple[Array, Array, Array]:
+        """Return Ritz values (ascending), their coordinates in the basis (columns), and residual norms."""
+        values, coordinates = np.linalg.eigh(self.matrix[: self.size, : self.size])
+        self.norm = max(self.norm, float(np.abs(values[[0, -1]]).max()))
+        return values, coordinates, self.beta * np.abs(coordinates[-1])
+
+    def vectors(self, coordinates: Array) -> Tensor:
+        """Return Ritz vectors as rows, for coordinates given as columns."""
+        return torch.from_numpy(coordinates.T.copy()).to(self.rows) @ self.rows[: self.size]
+
+    def restart(self, values: Array, coordinates: Array) -> None:
+        """Keep these Ritz pairs and the newest direction; forget the rest."""
+        kept = len(values)
+        newest = self.rows[self.size].clone()
+        self.rows[:kept] = self.vectors(coordinates)
+        self.rows[kept] = newest
+        self.matrix[:] = 0.0
+        self.matrix[range(kept), range(kept)] = values
+        self.size = kept
+
+    def _random(self) -> Tensor:
+        drawn = torch.randn(self.operator.size, generator=self.generator, dtype=torch.float64)
+        return drawn.to(self.rows)
+
+    def _orthogonalise(self, vector: Tensor, count: int = 0) -> Array:
+        """Remove the components along ``against`` and ``count`` rows, twice; return those along the rows."""
+        total = torch.zeros(count, dtype=vector.dtype, device=vector.device)
+        for _ in range(2):
+            if self.against is not None:
+                vector.sub_(self.against.T @ (self.against @ vector))
+            if count:
+                rows = self.rows[:count]
+                part = rows @ vector
+                vector.sub_(rows.T @ part)
+                total += part
+        return total.to("cpu", torch.float64).numpy()
