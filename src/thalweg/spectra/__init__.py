@@ -5,4 +5,7 @@ from thalweg.spectra.lanczos import top_eigenpairs as top_eigenpairs
 from thalweg.spectra.results import Eigenpairs as Eigenpairs
 from thalweg.spectra.results import Stop as Stop
 
-__all__ = ["Eigenpairs", "Lanczos", "Stop", "top_eigenpairs"]
+from thalweg.spectra.tracker import EigenTracker as EigenTracker
+from thalweg.spectra.tracker import TrackEvent as TrackEvent
+
+__all__ = ["EigenTracker", "Eigenpairs", "Lanczos", "Stop", "TrackEvent", "top_eigenpairs"]
