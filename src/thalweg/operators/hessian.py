@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -35,7 +35,7 @@ class HessianOperator(Operator):
 
     def __init__(self, problem: Problem, w: Tensor, layout: LayoutName, memory_limit: int | None) -> None:
         super().__init__(problem.dimension, problem.dtype, problem.device)
-        self.record: dict[str, object] = {"asked": layout}
+        self.record: dict[str, Any] = {"asked": layout}
         self._layout = self._choose(problem, w, layout, memory_limit)
         self.layout_used = _NAMES[type(self._layout)]
         self.record["used"] = self.layout_used
@@ -51,6 +51,7 @@ class HessianOperator(Operator):
         self._layout.close()
         self._layout = DoubleBackward(self._layout.problem, self._layout.w)
         self.layout_used = _NAMES[DoubleBackward]
+        self.record["used"] = self.layout_used
 
     def __enter__(self) -> HessianOperator:
         return self
@@ -70,18 +71,23 @@ class HessianOperator(Operator):
         if layout == "difference":
             return Difference(problem, w)
         allowed = memory.available(problem.device) // 4 if memory_limit is None else memory_limit
-        self.record["allowed_bytes"] = allowed
+        known: int | None = problem.notes.get("graph_bytes")
+        self.record |= {"allowed_bytes": allowed, "graph_bytes": known}
         graphs: list[tuple[Graph, float]] = []
         kept = 0
         for number, (batch, weight) in enumerate(problem.batches()):
-            with memory.SavedBytes() as saved:
+            if known is None:  # counting doubles the cost of recording, so it is done once a problem
+                with memory.SavedBytes() as saved:
+                    graphs.append((linearise(problem, w, batch), weight))
+                kept += saved.bytes
+                self.record["graph_bytes"] = kept * problem.batch_count // (number + 1)
+            elif known <= allowed or layout == "linearised":
                 graphs.append((linearise(problem, w, batch), weight))
-            kept += saved.bytes
-            expected = kept * len(problem._weights) // (number + 1)
-            self.record["graph_bytes"] = expected
-            if expected > allowed and layout == "auto":
+            if layout == "auto" and self.record["graph_bytes"] > allowed:
+                problem.notes["graph_bytes"] = self.record["graph_bytes"]
                 self.record["why"] = "the kept graph would need more memory than allowed"
                 return DoubleBackward(problem, w)
+        problem.notes["graph_bytes"] = self.record["graph_bytes"]
         self.record["why"] = "the graph fits in memory, and reusing it costs least per product"
         return Linearised(problem, w, graphs)
 

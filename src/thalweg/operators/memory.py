@@ -32,7 +32,7 @@ class SavedBytes:
         if tensor.layout == torch.strided:
             storage = tensor.untyped_storage()
             self._storages[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # an output that its own node holds would be a circle that no collector sees
 
     def __enter__(self) -> SavedBytes:
         self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor)

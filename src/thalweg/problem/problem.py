@@ -107,6 +107,11 @@ class Problem:
             [current[name].detach().reshape(-1).to(self.device, self.dtype) for name in self.layout.names]
         )
 
+    @property
+    def batch_count(self) -> int:
+        """Number of batches, those without weight included."""
+        return len(self._weights)
+
     def batches(self) -> Iterator[tuple[Any, float]]:
         """Yield ``(batch, weight)`` with weights ``n_b / N`` that sum to one; batches are on ``device``."""
         total = sum(self._weights)
