@@ -17,7 +17,10 @@ P = 12
 
 PAIRS = {
     "gd": (rules.GradientDescent(lr=0.05), lambda p: torch.optim.SGD(p, lr=0.05)),
-    "gd decay": (rules.GradientDescent(lr=0.05, weight_decay=0.1), lambda p: torch.optim.SGD(p, lr=0.05, weight_decay=0.1)),
+    "gd decay": (
+        rules.GradientDescent(lr=0.05, weight_decay=0.1),
+        lambda p: torch.optim.SGD(p, lr=0.05, weight_decay=0.1),
+    ),
     "heavy ball": (rules.HeavyBall(lr=0.02), lambda p: torch.optim.SGD(p, lr=0.02, momentum=0.9)),
     "dampened": (
         rules.HeavyBall(lr=0.1, momentum=0.8, dampening=0.8, weight_decay=0.01),
@@ -32,7 +35,10 @@ PAIRS = {
         lambda p: torch.optim.RMSprop(p, lr=0.01, alpha=0.95, weight_decay=0.1),
     ),
     "adam": (rules.Adam(lr=0.01, weight_decay=0.1), lambda p: torch.optim.Adam(p, lr=0.01, weight_decay=0.1)),
-    "adamw": (rules.AdamW(lr=0.01, weight_decay=0.3), lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.3)),
+    "adamw": (
+        rules.AdamW(lr=0.01, weight_decay=0.3),
+        lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.3),
+    ),
 }
 
 
@@ -127,8 +133,13 @@ def test_threshold_is_where_the_update_loses_stability(rule):
     for side, stable in ((0.999, True), (1.001, False)):
         # Choose the curvature whose effective eigenvalue lies just below or above the threshold.
         target = side * rule.stability_threshold(10**6)
-        unit = effective_hessian(rule, frozen, from_dense(torch.zeros(1, 1, dtype=torch.float64))).dense().item()
-        slope = effective_hessian(rule, frozen, from_dense(torch.ones(1, 1, dtype=torch.float64))).dense().item() - unit
+        unit = (
+            effective_hessian(rule, frozen, from_dense(torch.zeros(1, 1, dtype=torch.float64))).dense().item()
+        )
+        slope = (
+            effective_hessian(rule, frozen, from_dense(torch.ones(1, 1, dtype=torch.float64))).dense().item()
+            - unit
+        )
         curvature = (target - unit) / slope
         assert (spectral_radius(rule, curvature, frozen) < 1) == stable
 
@@ -138,7 +149,10 @@ def test_published_thresholds():
     assert rules.HeavyBall(lr=1.0, dampening=0.9).stability_threshold() == pytest.approx(38)
     assert rules.Nesterov(lr=1.0).stability_threshold() == pytest.approx(1.357, abs=1e-3)
     assert rules.Adam(lr=1.0).stability_threshold() == pytest.approx(38)
-    shift = rules.AdamW(lr=0.01, weight_decay=0.0).stability_threshold() - rules.AdamW(lr=0.01).stability_threshold()
+    shift = (
+        rules.AdamW(lr=0.01, weight_decay=0.0).stability_threshold()
+        - rules.AdamW(lr=0.01).stability_threshold()
+    )
     assert shift == pytest.approx(19 * 0.01)
 
 

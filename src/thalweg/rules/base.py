@@ -40,7 +40,9 @@ class Rule(ABC):
             if callable(value) or isinstance(value, bool):
                 continue
             unit = field.name.startswith(("beta", "momentum", "dampening"))
-            if not (math.isfinite(value) and value >= 0) or (unit and not value < (2 if field.name == "dampening" else 1)):
+            if not (math.isfinite(value) and value >= 0) or (
+                unit and not value < (2 if field.name == "dampening" else 1)
+            ):
                 raise InvalidInput(
                     explain(
                         f"{type(self).__name__} got {field.name}={value}",

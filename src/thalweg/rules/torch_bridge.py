@@ -89,7 +89,11 @@ def state_from_torch(optimizer: torch.optim.Optimizer, parameters: Iterable[Tens
         ]
         return torch.cat([part.detach().reshape(-1) for part in parts])
 
-    names = {"momentum": "momentum_buffer", "mu": "exp_avg", "nu": "exp_avg_sq" if isinstance(rule, Adam) else "square_avg"}
+    names = {
+        "momentum": "momentum_buffer",
+        "mu": "exp_avg",
+        "nu": "exp_avg_sq" if isinstance(rule, Adam) else "square_avg",
+    }
     for ours, theirs in names.items():
         if ours in state:
             state[ours] = gather(theirs)
@@ -108,7 +112,9 @@ def state_from_torch(optimizer: torch.optim.Optimizer, parameters: Iterable[Tens
 
 
 def _common_options(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    groups = [{k: v for k, v in g.items() if k not in ("params", "param_names")} for g in optimizer.param_groups]
+    groups = [
+        {k: v for k, v in g.items() if k not in ("params", "param_names")} for g in optimizer.param_groups
+    ]
     for group in groups[1:]:
         for key, value in group.items():
             if value != groups[0][key]:
@@ -126,5 +132,9 @@ def _refuse(kind: str, options: dict[str, Any], *names: str) -> None:
     for name in names:
         if options.get(name):
             raise InvalidInput(
-                explain(f"{kind} has {name}={options[name]}", "this rule has no such option here", f"Switch {name} off")
+                explain(
+                    f"{kind} has {name}={options[name]}",
+                    "this rule has no such option here",
+                    f"Switch {name} off",
+                )
             )

@@ -84,20 +84,22 @@ class BlockSpace:
         """Return the leading values (descending), coordinates (columns) and residual rows."""
         values, coordinates = np.linalg.eigh(self.matrix[: self.size, : self.size].numpy())
         values, coordinates = values[::-1][:count].copy(), coordinates[:, ::-1][:, :count].copy()
-        turn = torch.from_numpy(coordinates.T.copy()).to(self.rows)
-        scaled = torch.from_numpy(values).to(self.rows)
-        residual_rows = turn @ self.images[: self.size] - scaled[:, None] * (turn @ self.rows[: self.size])
-        return torch.from_numpy(values), torch.from_numpy(coordinates), residual_rows
+        chosen = torch.from_numpy(coordinates)
+        scaled = torch.from_numpy(values).to(self.rows)[:, None]
+        return torch.from_numpy(values), chosen, self.image(chosen) - scaled * self.vectors(chosen)
 
     def vectors(self, coordinates: Tensor) -> Tensor:
         """Return Ritz vectors as rows."""
         return coordinates.T.to(self.rows) @ self.rows[: self.size]
 
+    def image(self, coordinates: Tensor) -> Tensor:
+        """Return ``A`` times the Ritz vectors as rows, from stored products."""
+        return coordinates.T.to(self.rows) @ self.images[: self.size]
+
     def compress(self, coordinates: Tensor) -> None:
         """Keep the span of these Ritz vectors, recombining stored products at no cost."""
-        turn = coordinates.T.to(self.rows)
-        kept = len(turn)
-        rows, images = turn @ self.rows[: self.size], turn @ self.images[: self.size]
+        kept = coordinates.shape[1]
+        rows, images = self.vectors(coordinates), self.image(coordinates)
         self.rows[:kept], self.images[:kept] = rows, images
         self.matrix.zero_()
         part = (rows @ images.T).to("cpu", torch.float64)

@@ -53,7 +53,9 @@ class Lanczos:
             if value is not None and not value > 0
         ]
         if bad:
-            raise InvalidInput(explain(f"Lanczos got {', '.join(bad)}", "they must be positive", "Pass None for defaults"))
+            raise InvalidInput(
+                explain(f"Lanczos got {', '.join(bad)}", "they must be positive", "Pass None for defaults")
+            )
 
     def tolerance(self, dtype: torch.dtype) -> float:
         """The relative residual in force for ``dtype``."""
@@ -167,21 +169,22 @@ class _Solve:
         values, rows, residuals, stop = self._converge(space, start, lambda v: wanted(v, self.k, self.which))
         if self.k == 1 or not self.method.check_multiplicity:
             return values, rows, residuals, stop
+        found = rows
         for attempt in range(self.operator.size):
             if not stop.converged or not self._hidden(space, values, attempt):
                 break
-            # Something lies beyond the wanted values in the complement: fetch all of it, and look again.
-            space = self._space("complement", attempt, against=rows)
+            # Something in the complement belongs to the result: fetch all of it, and look again.
+            space = self._space("complement", attempt, against=found)
             bounds = self._bounds(values)
             more = self._converge(space, None, lambda v, b=bounds: self._beyond(v, b))  # type: ignore[misc]
-            values = np.concatenate([values, more[0]])
+            found = torch.cat([found, more[1]])
+            stop = stop if more[3].converged else more[3]
+            values, residuals = np.concatenate([values, more[0]]), np.concatenate([residuals, more[2]])
             rows = torch.cat([rows, more[1]])
-            residuals = np.concatenate([residuals, more[2]])
-            stop = more[3] if not more[3].converged else stop
-            space.against = rows
-            best = np.argsort(values, kind="stable")
-            best = best[wanted(values[best], self.k, self.which)]
-            values, rows, residuals = values[best], rows[torch.from_numpy(best.copy()).to(rows.device)], residuals[best]
+            order = np.argsort(values, kind="stable")
+            best = order[wanted(values[order], self.k, self.which)]
+            values, residuals = values[best], residuals[best]
+            rows = rows[torch.from_numpy(best.copy()).to(rows.device)]
         return values, rows, residuals, stop
 
     def _space(self, *names: str | int, against: Tensor | None = None) -> Krylov:
@@ -206,8 +209,8 @@ class _Solve:
             full = space.room == 0
             short = not full and space.against is None and len(picked) < min(self.count, self.operator.size)
             limits = np.maximum(self.tol * self._scale(values[picked]), floor)
-            done = bool((residuals[picked] <= limits).all()) and not short
-            worst = float((residuals[picked] / limits).max(initial=0.0))
+            done = len(picked) > 0 and bool((residuals[picked] <= limits).all()) and not short
+            worst = float((residuals[picked] / np.maximum(limits, 1e-300)).max(initial=0.0))
             since = 0 if worst < 0.5 * best else since + 1
             best = min(best, worst)
             stop = None
@@ -220,7 +223,9 @@ class _Solve:
             elif self.operator.products - self.first >= self.budget:
                 stop = Stop.BUDGET
             if stop is not None:
-                reported = np.maximum(residuals[picked], space.eps * self.norm)
+                # Rounding of restarts adds up like a random walk in the number of products.
+                rounding = space.eps * self.norm * np.sqrt(self.operator.products - self.first)
+                reported = np.maximum(residuals[picked], rounding)
                 return values[picked], space.vectors(coordinates[:, picked]), reported, stop
             if space.size == space.capacity:
                 kept = self._keep(values, residuals, picked)
@@ -237,14 +242,19 @@ class _Solve:
 
     def _bounds(self, values: Array) -> tuple[float, float]:
         """The values below and above which a hidden eigenvalue would belong to the result."""
-        slack = 4 * self.tol * max(self.norm * 1e-3, float(np.abs(values).min())) + 8 * self.norm * np.finfo(float).eps
+        slack = (
+            4 * self.tol * max(self.norm * 1e-3, float(np.abs(values).min()))
+            + 8 * self.norm * np.finfo(float).eps
+        )
         if self.which == "largest":
             return -np.inf, float(values.min()) + slack
         if self.which == "smallest":
             return float(values.max()) - slack, np.inf
         if self.which == "both":
             ordered = np.sort(values)
-            return float(ordered[min(self.k, len(ordered)) - 1]) - slack, float(ordered[-min(self.k, len(ordered))]) + slack
+            return float(ordered[min(self.k, len(ordered)) - 1]) - slack, float(
+                ordered[-min(self.k, len(ordered))]
+            ) + slack
         least = float(np.abs(values).min())
         return -least - slack, least + slack
 

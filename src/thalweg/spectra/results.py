@@ -45,7 +45,9 @@ class Eigenpairs:
     stop: Stop
 
     def __repr__(self) -> str:
-        shown = ", ".join(f"{v:.6g} (±{r:.0e})" for v, r in zip(self.values.tolist(), self.residuals.tolist()))
+        shown = ", ".join(
+            f"{v:.6g} (±{r:.0e})" for v, r in zip(self.values.tolist(), self.residuals.tolist())
+        )
         return f"Eigenpairs([{shown}], products={self.products}, stop={self.stop.name})"
 
     def plot(self) -> Figure:

@@ -85,7 +85,14 @@ class EigenTracker:
                     "Correct the argument that breaks this",
                 )
             )
-        self.count, self.threshold, self.grow, self.max_k, self.tol, self.seed = k, threshold, grow, max_k, tol, seed
+        self.count, self.threshold, self.grow, self.max_k, self.tol, self.seed = (
+            k,
+            threshold,
+            grow,
+            max_k,
+            tol,
+            seed,
+        )
         self.tracks: tuple[int, ...] = ()
         self.events: list[TrackEvent] = []
         self._updates = 0
@@ -155,9 +162,12 @@ class EigenTracker:
         operator = space.operator
         assert self._last is not None
         starts = [self._last if self._before is None else self._before]
+        # A direction that has only just joined is not among those of two calls ago.
+        new = self._last - (self._last @ starts[0].T) @ starts[0]
+        starts.append(self._last[new.norm(dim=1) > 0.5])
         if self._guard is not None:
             noise = self._noise(operator, "guard")
-            starts.append((self._guard + 0.1 * noise)[None])
+            starts.append((self._guard + 0.05 * noise)[None])
         space.add(torch.cat(starts).to(operator.device, operator.dtype))
         return solve_block(space, count, self.tol, max_rounds=30)
 
@@ -165,7 +175,9 @@ class EigenTracker:
         """Solve from a random start, keeping what the warm start had found only if Lanczos fails."""
         wanted = min(count + 1, operator.size)
         try:
-            pairs = top_eigenpairs(operator, wanted, method=Lanczos(tol=self.tol / 4), seed=self._updates + self.seed)
+            pairs = top_eigenpairs(
+                operator, wanted, method=Lanczos(tol=self.tol / 4), seed=self._updates + self.seed
+            )
         except NotConverged as error:
             raise NotConverged(
                 explain(
@@ -192,11 +204,14 @@ class EigenTracker:
         return (drawn / drawn.norm()).to(operator.device, operator.dtype)
 
     def _remember(self, space: BlockSpace, rows: Tensor, count: int, operator: Operator) -> None:
+        guard = self._noise(operator, "fresh guard")
         if space.size > count:
-            _, coordinates, _ = space.ritz(count + 1)
-            self._guard = space.vectors(coordinates[:, count:])[0].clone()
-        else:
-            self._guard = self._noise(operator, "fresh guard")
+            # One step of power iteration for free: the image of the next Ritz vector is already there.
+            image = space.image(space.ritz(count + 1)[1][:, count:])[0]
+            image = image - rows.T @ (rows @ image)
+            length = float(image.norm())
+            guard = image / length if length > 0 else guard
+        self._guard = guard
         same = self._last is not None and len(self._last) == len(rows)
         self._before = self._last if same else rows.clone()
         self._last = rows.clone()
@@ -218,9 +233,7 @@ class EigenTracker:
                     rows[i].neg_()
         for name in set(names) - set(tracks):
             self.events.append(TrackEvent(self._updates, "death", name, float("nan")))
-        self.tracks = tuple(
-            self._birth(float(v)) if t is None else t for t, v in zip(tracks, result.values)
-        )
+        self.tracks = tuple(self._birth(float(v)) if t is None else t for t, v in zip(tracks, result.values))
         return rows
 
     def _birth(self, value: float) -> int:
