@@ -1,0 +1,87 @@
+"""What every loader returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from thalweg.errors import InvalidInput, explain
+
+Task = Literal["classification", "tokens"]
+
+
+@dataclass(frozen=True)
+class Data:
+    """Samples, ready for a `Problem`.
+
+    Attributes:
+        name: What it is called.
+        inputs: Tensor ``(N, *input_shape)``; float for images, int64 for tokens. None where ``dataset`` is given.
+        targets: int64 tensor of class indices, ``(N,)``, or of next tokens, ``(N, T)`` with -100 where nothing is asked.
+        outputs: Classes, or size of the vocabulary.
+        task: ``"classification"`` or ``"tokens"``.
+        description: One sentence for reports.
+        dataset: Map-style or iterable source of ``(input, target)``, for what is larger than memory.
+        shape: Input shape where there is no tensor to read it off.
+    """
+
+    name: str
+    inputs: Tensor | None
+    targets: Tensor | None
+    outputs: int
+    task: Task
+    description: str
+    dataset: Dataset[Any] | None = None
+    shape: tuple[int, ...] = ()
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one sample."""
+        return tuple(self.inputs.shape[1:]) if self.inputs is not None else self.shape
+
+    def pair(self) -> tuple[Tensor, Tensor] | Dataset[Any]:
+        """Return what a `Problem` takes as data."""
+        if self.inputs is None or self.targets is None:
+            assert self.dataset is not None
+            return self.dataset
+        return self.inputs, self.targets
+
+
+def standardise(images: Tensor) -> Tensor:
+    """Subtract each image's own mean and divide by its own deviation, over all pixels and channels."""
+    flat = images.reshape(len(images), -1)
+    centred = flat - flat.mean(dim=1, keepdim=True)
+    return (centred / centred.std(dim=1, keepdim=True, correction=0).clamp_min(1e-8)).reshape(images.shape)
+
+
+def take(count: int | None, available: int, what: str) -> int:
+    """Return how many samples to use.
+
+    Raises:
+        InvalidInput: More were asked for than there are, or fewer than one.
+    """
+    if count is None:
+        return available
+    if not 1 <= count <= available:
+        raise InvalidInput(
+            explain(f"{count} samples of {what} were asked for", f"there are {available}", f"Ask for 1 to {available}")
+        )
+    return count
+
+
+def labels(values: Tensor, classes: int) -> Tensor:
+    """Check class indices and return them as int64."""
+    values = values.to(torch.int64)
+    if values.numel() and (int(values.min()) < 0 or int(values.max()) >= classes):
+        raise InvalidInput(
+            explain(
+                f"Labels run from {int(values.min())} to {int(values.max())}",
+                f"there are {classes} classes",
+                "Check that this is the file you mean",
+            )
+        )
+    return values

@@ -1,0 +1,99 @@
+"""Data from its configuration, and the loss that fits it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from thalweg.errors import InvalidInput, explain
+from thalweg.problem.data import builtin, files, hub
+from thalweg.problem.data.base import Data
+
+DataName = Literal[
+    "digits", "sorting", "text", "cifar10", "mnist", "fashion_mnist", "cifar100", "imagenet", "wikitext103"
+]
+LossName = Literal["mse", "cross_entropy"]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which data, how much of it, and from where."""
+
+    name: DataName = "digits"
+    """digits, sorting and text need no file; the others are read from path, or through datasets by name."""
+    samples: int | None = None
+    """How many samples, from the start; default all (1,000 lists for sorting)."""
+    path: str | None = None
+    """Folder of local files: CIFAR-10 binaries, IDX files, a copy made by datasets, or parquet files."""
+    train: bool = True
+    """Training split, or test split."""
+    standardise: bool = True
+    """Whether each image loses its own mean and is divided by its own deviation."""
+    length: int = 32
+    """Tokens per sequence, for text; numbers per list, for sorting."""
+    vocabulary: int = 10
+    """Numbers to sort."""
+    seed: int = 0
+    """Seed of generated data."""
+
+
+def load_data(config: DataConfig) -> Data:
+    """Return the data that ``config`` names.
+
+    Raises:
+        InvalidInput: A file is missing or damaged, or more samples were asked for than there are.
+        MissingExtra: A package is not installed; the message names the extra.
+
+    Example:
+        >>> load_data(DataConfig(name="sorting", samples=4, length=3)).input_shape
+        (6,)
+    """
+    c = config
+    if c.name == "digits":
+        return builtin.digits(c.samples, c.standardise)
+    if c.name == "sorting":
+        return builtin.sorting(c.samples, c.length, c.vocabulary, c.seed)
+    if c.name == "text":
+        return builtin.text(c.samples, c.length)
+    folder = Path(c.path) if c.path else None
+    if folder is not None and not folder.is_dir():
+        raise InvalidInput(explain(f"{folder} is not a folder", "data is read from there", "Pass an existing folder"))
+    if folder is not None and c.name == "cifar10" and list(folder.glob("*.bin")):
+        return files.cifar10(folder, c.samples, c.standardise, c.train)
+    if folder is not None and c.name in ("mnist", "fashion_mnist") and list(folder.glob("*idx*")):
+        return files.idx(folder, c.samples, c.standardise, c.train, c.name)
+    return hub.from_hub(c.name, folder, c.samples, c.standardise, c.train, c.length)
+
+
+def loss_for(name: LossName, data: Data) -> Callable[[Tensor, Tensor], Tensor]:
+    r"""Return the loss called ``name`` for class indices.
+
+    ``"mse"`` is ``\frac{1}{2} \frac{1}{B} \sum_i \sum_c (f_{ic} - y_{ic})^2`` with one-hot ``y``: half the squared
+    error per sample, summed over classes. ``"cross_entropy"`` is torch's mean over targets that are not -100.
+
+    Raises:
+        InvalidInput: Squared error on tokens, or an unknown name.
+    """
+    if name == "cross_entropy":
+        return F.cross_entropy
+    if name != "mse" or data.task != "classification":
+        raise InvalidInput(
+            explain(
+                f"The loss {name!r} does not fit {data.name}",
+                "it compares outputs with one-hot classes",
+                "Use cross_entropy",
+            )
+        )
+    classes = data.outputs
+
+    def squared_error(output: Tensor, target: Tensor) -> Tensor:
+        wanted = F.one_hot(target, classes).to(output.dtype)
+        return torch.sum((output - wanted) ** 2, dim=1).mean() / 2
+
+    return squared_error
