@@ -61,10 +61,10 @@ class Shifted(_Wrapped):
         self.sigma = sigma
 
     def _matvec(self, v: Tensor) -> Tensor:
-        return self.inner.matvec(v).add_(v, alpha=self.sigma)
+        return torch.add(self.inner.matvec(v), v, alpha=self.sigma)  # not in place: A v may share memory with v
 
     def _matmat(self, block: Tensor) -> Tensor:
-        return self.inner.matmat(block).add_(block, alpha=self.sigma)
+        return torch.add(self.inner.matmat(block), block, alpha=self.sigma)
 
 
 class Restricted(Operator):

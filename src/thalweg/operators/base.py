@@ -64,7 +64,7 @@ class Operator(ABC):
         """
         self._check(v, (self.size,))
         self.products += 1
-        return self._matvec(v)
+        return self._matvec(v.detach()).detach()
 
     def matmat(self, block: Tensor) -> Tensor:
         """Return ``A V`` for the columns of ``block``.
@@ -82,7 +82,7 @@ class Operator(ABC):
         if block.shape[1] == 0:
             return torch.empty_like(block)
         self.products += block.shape[1]
-        return self._matmat(block)
+        return self._matmat(block.detach()).detach()
 
     def dense(self) -> Tensor:
         """Return the matrix, shape ``(P, P)``, by P products. For small P: tests and references."""
@@ -95,13 +95,18 @@ class Operator(ABC):
         def to_tensor(x: np.ndarray) -> Tensor:
             return torch.from_numpy(np.ascontiguousarray(x)).to(self.device, self.dtype)
 
-        dtype = torch.empty(0, dtype=self.dtype).numpy().dtype
+        host = torch.float32 if self.dtype == torch.bfloat16 else self.dtype  # NumPy has no bfloat16
+        dtype = torch.empty(0, dtype=host).numpy().dtype
+
+        def to_numpy(y: Tensor) -> np.ndarray:
+            return y.detach().to("cpu", host).numpy()
+
         return LinearOperator(
             shape=self.shape,
             dtype=dtype,
-            matvec=lambda x: self.matvec(to_tensor(x.reshape(-1))).cpu().numpy(),
-            rmatvec=lambda x: self.matvec(to_tensor(x.reshape(-1))).cpu().numpy(),
-            matmat=lambda x: self.matmat(to_tensor(x)).cpu().numpy(),
+            matvec=lambda x: to_numpy(self.matvec(to_tensor(x.reshape(-1)))),
+            rmatvec=lambda x: to_numpy(self.matvec(to_tensor(x.reshape(-1)))),
+            matmat=lambda x: to_numpy(self.matmat(to_tensor(x))),
         )
 
     def __matmul__(self, other: Tensor) -> Tensor:
@@ -135,6 +140,14 @@ class Operator(ABC):
         """Return the principal block ``S' A S`` on the parameters whose names match ``pattern``."""
         from thalweg.operators import algebra
 
+        if layout.size != self.size:
+            raise InvalidInput(
+                explain(
+                    f"The layout has {layout.size} entries",
+                    f"the operator has size {self.size}",
+                    "Pass the layout of the problem that the operator was built from",
+                )
+            )
         return algebra.Restricted(self, layout.indices(pattern).to(self.device))
 
     def _check(self, v: Tensor, shape: tuple[int, ...]) -> None:
@@ -156,7 +169,17 @@ class _FromFunction(Operator):
         self._function = function
 
     def _matvec(self, v: Tensor) -> Tensor:
-        return self._function(v)
+        out = self._function(v)
+        if not isinstance(out, Tensor) or out.shape != v.shape or out.dtype != v.dtype:
+            found = f"{tuple(out.shape)} in {out.dtype}" if isinstance(out, Tensor) else type(out).__name__
+            raise InvalidInput(
+                explain(
+                    f"The function returned {found}",
+                    f"the product of this operator has shape {tuple(v.shape)} in {v.dtype}",
+                    "Return one flat vector of the dtype that came in",
+                )
+            )
+        return out
 
 
 class _FromDense(Operator):
@@ -200,7 +223,7 @@ def from_dense(matrix: Tensor) -> Operator:
     """Wrap a symmetric matrix of shape ``(P, P)`` as an `Operator`.
 
     Raises:
-        InvalidInput: The matrix is not square, or not symmetric to rounding.
+        InvalidInput: The matrix is not square, not finite, or not symmetric to rounding.
 
     Example:
         >>> from_dense(torch.eye(2)).matvec(torch.tensor([1.0, 3.0])).tolist()
@@ -209,6 +232,14 @@ def from_dense(matrix: Tensor) -> Operator:
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
         raise InvalidInput(
             explain(f"The matrix has shape {tuple(matrix.shape)}", "an operator is square", "Pass (P, P)")
+        )
+    if not matrix.is_floating_point():
+        raise InvalidInput(
+            explain(f"The matrix is {matrix.dtype}", "products are taken in floating point", "Pass matrix.double()")
+        )
+    if not torch.isfinite(matrix).all():
+        raise InvalidInput(
+            explain("The matrix has NaN or infinite entries", "no product is defined", "Look where it is made")
         )
     tolerance = 100 * torch.finfo(matrix.dtype).eps * float(matrix.abs().max()) if matrix.numel() else 0.0
     if not torch.allclose(matrix, matrix.T, rtol=0.0, atol=tolerance):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Any, Literal, get_args
 
-import torch
 from torch import Tensor
 
 from thalweg.errors import InvalidInput, explain
@@ -61,9 +60,7 @@ class HessianOperator(Operator):
     ) -> None:
         self.close()
 
-    def _choose(
-        self, problem: Problem, w: Tensor, layout: LayoutName, memory_limit: int | None
-    ) -> HessianLayout:
+    def _choose(self, problem: Problem, w: Tensor, layout: LayoutName, memory_limit: int | None) -> HessianLayout:
         if layout == "double_backward":
             return DoubleBackward(problem, w)
         if layout == "forward_reverse":
@@ -114,9 +111,9 @@ def hessian(
         w: The point, shape ``(P,)``; default ``problem.initial``. It is copied.
         layout: How products are computed. ``"linearised"`` records the gradient's graph once and reuses it: one
             product costs about 1.5 gradients. ``"double_backward"`` rebuilds it, batch by batch, for each block of
-            vectors: least memory. ``"forward_reverse"`` is ``jvp(jacrev)``. ``"difference"`` needs no second
-            derivative and is exact to about 1e-10 in float64, 1e-5 in float32. ``"auto"`` takes the first if it
-            fits in memory, else the second, and says so in ``operator.record``.
+            vectors: least memory. ``"forward_reverse"`` pushes the vector forward through the gradient.
+            ``"difference"`` needs no second derivative and is right to about 1e-8 in float64, 1e-3 in float32.
+            ``"auto"`` takes the first if it fits in memory, else the second; see ``operator.record``.
         memory_limit: Bytes that ``"auto"`` may keep; default a quarter of what is free now.
 
     Returns:
@@ -124,7 +121,7 @@ def hessian(
 
     Raises:
         InvalidInput: ``w`` has another shape, or the layout's name is unknown.
-        NotDifferentiable: The loss has no second derivative (at once when linearised, else at the first product).
+        NotDifferentiable: The loss has no second derivative (here, or at the first product).
 
     Example:
         >>> model = torch.nn.Linear(1, 1, bias=False).double()

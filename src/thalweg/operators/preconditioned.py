@@ -49,7 +49,7 @@ def preconditioned(operator: Operator, diagonal: Tensor | float) -> Precondition
         >>> preconditioned(A, torch.tensor([2.0, 3.0])).dense().diagonal().tolist()
         [2.0, 3.0]
     """
-    diagonal = torch.as_tensor(diagonal, dtype=operator.dtype)
+    diagonal = torch.as_tensor(diagonal, dtype=operator.dtype).detach()
     if diagonal.ndim > 1 or diagonal.numel() not in (1, operator.size):
         raise InvalidInput(
             explain(

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, IterableDataset, default_collate
+from torch.utils.data import Dataset, IterableDataset, TensorDataset, default_collate
 
 from thalweg.errors import EmptyData, InvalidInput, explain
+from thalweg.problem.guards import preserved_rng
 from thalweg.problem.losses import leading_size
 
 CACHE_LIMIT = 1 << 30
@@ -22,7 +23,7 @@ def map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
     if isinstance(tree, Tensor):
         return function(tree)
     if isinstance(tree, dict):
-        return type(tree)({key: map_tensors(function, child) for key, child in tree.items()})  # type: ignore[call-arg]
+        return type(tree)({key: map_tensors(function, child) for key, child in tree.items()})
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
         return type(tree)(*(map_tensors(function, child) for child in tree))
     if isinstance(tree, (tuple, list)):
@@ -37,11 +38,24 @@ def tensors_in(tree: Any) -> list[Tensor]:
     return found
 
 
+def not_indexable() -> InvalidInput:
+    """Build the error for samples that were asked for by index from a loader."""
+    return InvalidInput(
+        explain(
+            "Samples were asked for by index from a loader of batches",
+            "a loader can only be read in its own order",
+            "Give the Problem tensors or a map-style Dataset",
+        )
+    )
+
+
 class Batches(ABC):
     """A source of batches that gives the same ones each time it is iterated."""
 
     frozen = False
     """Whether two passes cannot differ, so that the determinism guard need not compare the data."""
+    generators: Sequence[torch.Generator] = ()
+    """Random generators of the source's own."""
 
     @abstractmethod
     def __iter__(self) -> Iterator[Any]:
@@ -49,13 +63,7 @@ class Batches(ABC):
 
     def subset(self, indices: Tensor) -> Batches:
         """Return the samples at ``indices`` as one source; only for data that can be indexed."""
-        raise InvalidInput(
-            explain(
-                "Samples were asked for by index from a loader of batches",
-                "a loader can only be read in its own order",
-                "Give the Problem tensors or a map-style Dataset",
-            )
-        )
+        raise not_indexable()
 
     @property
     def samples(self) -> int | None:
@@ -105,7 +113,9 @@ class DatasetBatches(Batches):
 
     def __iter__(self) -> Iterator[Any]:
         for start in range(0, len(self.indices), self.batch_size):
-            yield default_collate([self.dataset[i] for i in self.indices[start : start + self.batch_size]])
+            with preserved_rng():  # a transform may draw, also where the guard is off
+                batch = default_collate([self.dataset[i] for i in self.indices[start : start + self.batch_size]])
+            yield batch
 
     def subset(self, indices: Tensor) -> Batches:
         """Return the samples at ``indices``."""
@@ -121,7 +131,7 @@ class LoaderBatches(Batches):
     """Any re-iterable of batches, such as a ``DataLoader``."""
 
     def __init__(self, loader: Iterable[Any]) -> None:
-        if iter(loader) is loader:
+        if isinstance(loader, Iterator):
             raise InvalidInput(
                 explain(
                     f"The data is a one-shot iterator ({type(loader).__name__})",
@@ -130,9 +140,20 @@ class LoaderBatches(Batches):
                 )
             )
         self.loader = loader
+        self.frozen = isinstance(loader, (list, tuple))
+        generator = getattr(loader, "generator", None)
+        self.generators = (generator,) if isinstance(generator, torch.Generator) else ()
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(self.loader)
+        with preserved_rng(*self.generators):  # a DataLoader draws a base seed even where it does not shuffle
+            iterator = iter(self.loader)
+        while True:
+            with preserved_rng(*self.generators):
+                try:
+                    batch = next(iterator)
+                except StopIteration:
+                    return
+            yield batch
 
 
 class CachedBatches(Batches):
@@ -172,7 +193,17 @@ def make_batches(data: Any, batch_size: int | None) -> Batches:
         batches = TensorBatches(tuple(data), batch_size)
     elif isinstance(data, dict) and data and _is_tensor_tree(data):
         batches = TensorBatches(data, batch_size)
-    elif isinstance(data, Dataset) and not isinstance(data, IterableDataset):
+    elif isinstance(data, TensorDataset):
+        batches = TensorBatches(tuple(data.tensors), batch_size)
+    elif isinstance(data, IterableDataset):
+        raise InvalidInput(
+            explain(
+                f"The data is an iterable-style Dataset ({type(data).__name__})",
+                "whether it yields samples or batches cannot be seen",
+                "Pass DataLoader(dataset, batch_size=n) for samples, DataLoader(dataset, batch_size=None) for batches",
+            )
+        )
+    elif isinstance(data, Dataset):
         batches = DatasetBatches(data, batch_size)
     elif isinstance(data, Iterable) and not isinstance(data, (str, bytes, Tensor)):
         if batch_size is not None:
@@ -198,7 +229,10 @@ def make_batches(data: Any, batch_size: int | None) -> Batches:
 
 
 def cache(batches: Batches, limit: int = CACHE_LIMIT) -> Batches:
-    """Keep ``batches`` in memory if they take less than ``limit`` bytes, else return them as they are."""
+    """Keep copies of ``batches`` if they take less than ``limit`` bytes, else return them as they are.
+
+    Copies, because a loader may fill the same memory anew for each batch, or lend what a worker process shares.
+    """
     if batches.frozen:
         return batches
     kept, size = [], 0
@@ -206,7 +240,7 @@ def cache(batches: Batches, limit: int = CACHE_LIMIT) -> Batches:
         size += sum(t.numel() * t.element_size() for t in tensors_in(batch))
         if size > limit:
             return batches
-        kept.append(batch)
+        kept.append(map_tensors(torch.clone, batch))
     return CachedBatches(batches, kept)
 
 

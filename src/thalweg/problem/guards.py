@@ -12,18 +12,21 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 @contextmanager
-def preserved_rng(device: torch.device) -> Iterator[None]:
-    """Restore the random state of Python, NumPy, PyTorch and ``device`` on exit, also after an exception."""
+def preserved_rng(*sources: torch.device | torch.Generator) -> Iterator[None]:
+    """Restore the random state of Python, NumPy, PyTorch and ``sources`` on exit, also after an exception."""
     python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
-    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    cuda = {s: torch.cuda.get_rng_state(s) for s in sources if isinstance(s, torch.device) and s.type == "cuda"}
+    own = {s: s.get_state() for s in sources if isinstance(s, torch.Generator)}
     try:
         yield
     finally:
         random.setstate(python)
         np.random.set_state(numpy)  # noqa: NPY002
         torch.set_rng_state(cpu)
-        if cuda is not None:
-            torch.cuda.set_rng_state(cuda, device)
+        for device, state in cuda.items():
+            torch.cuda.set_rng_state(state, device)
+        for generator, state in own.items():
+            generator.set_state(state)
 
 
 @contextmanager
@@ -44,7 +47,17 @@ def math_attention() -> Iterator[None]:
 
 
 @contextmanager
+def no_autocast(device: torch.device) -> Iterator[None]:
+    """Switch off a surrounding autocast: the loss would be another function of the weights inside it."""
+    if not torch.is_autocast_enabled(device.type):
+        yield
+        return
+    with torch.autocast(device.type, enabled=False):
+        yield
+
+
+@contextmanager
 def evaluation(device: torch.device) -> Iterator[None]:
-    """Both guards, as every evaluation of a `Problem` needs them."""
-    with preserved_rng(device), math_attention():
+    """All guards, as every evaluation of a `Problem` needs them."""
+    with preserved_rng(device), math_attention(), no_autocast(device):
         yield

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from thalweg._vectors import Layout, Pattern, matcher
+from thalweg._vectors import Layout, Pattern
 from thalweg.errors import EmptyData, InvalidInput, NotDeterministic, NotDifferentiable, explain
 from thalweg.problem import determinism, losses
-from thalweg.problem.batches import Batches, cache, make_batches, map_tensors, tensors_in
+from thalweg.problem.batches import cache, make_batches, map_tensors, not_indexable, tensors_in
 from thalweg.problem.guards import evaluation
+from thalweg.problem.parameters import select
 
 
 class Problem:
@@ -32,7 +33,7 @@ class Problem:
             ``loss(model, batch) -> (mean loss, sample count)`` for models with other signatures; the second
             form is recognised by its first parameter's name ``model``, or marked with `batch_loss`.
         data: ``(inputs, targets)`` tensors, a map-style ``Dataset``, or a re-iterable of batches.
-        batch_size: Samples evaluated at a time for tensors and Datasets; the results do not depend on it, the memory does.
+        batch_size: Samples evaluated at a time for tensors and Datasets; memory depends on it, results do not.
         parameters: Which parameters form ``w``: a glob, several globs, a compiled regular expression or a
             predicate on names. Default: all with ``requires_grad``. Tied parameters count once.
         device: Where to evaluate. Default: where the parameters are.
@@ -82,30 +83,33 @@ class Problem:
         if self._form is _OutputLoss:
             losses.check_reduction(loss)
         self._function = self._form(model, loss)
-        chosen = _select(model, parameters)
-        self.layout = Layout.of(chosen)
+        if dtype is not None and not dtype.is_floating_point:
+            raise InvalidInput(
+                explain(f"dtype is {dtype}", "derivatives need a floating dtype", "Pass torch.float64 or torch.float32")
+            )
+        self._selection = select(model, parameters)
+        self.layout = self._selection.layout
         self.dimension = self.layout.size
-        self._source_dtypes = {t.dtype for t in chosen.values()}
-        self.dtype = dtype or _common_dtype(self._source_dtypes)
+        self.dtype = dtype or self._selection.common_dtype
         self._cast = dtype
-        self.device = torch.device(device) if device is not None else next(iter(chosen.values())).device
-        self._names = [f"model.{name}" for name in self.layout.names]
-        self._batches = make_batches(data, batch_size)
+        first = model.get_parameter(self.layout.names[0])
+        self.device = torch.device(device) if device is not None else first.device
+        self._names = [tuple(f"model.{name}" for name in known) for known in self._selection.aliases]
+        self._chosen = frozenset(name for known in self._names for name in known)
+        source = make_batches(data, batch_size)
+        self._batches = cache(source)
         self.notes: dict[str, Any] = {}
         """What operators learn about this problem and reuse, such as the memory of its graph."""
-        survey = determinism.survey(self, check=check)
+        survey = determinism.survey(self, source, check=check)
         self._weights, self.samples = survey.weights, survey.samples
         if check:
             determinism.refuse_batch_statistics(model, len(self._weights))
-        self._batches = cache(self._batches)
 
     @property
     def initial(self) -> Tensor:
         """The model's current point as a new vector, shape ``(P,)``."""
-        current = dict(self.model.named_parameters())
-        return torch.cat(
-            [current[name].detach().reshape(-1).to(self.device, self.dtype) for name in self.layout.names]
-        )
+        current = [self.model.get_parameter(name).detach() for name in self.layout.names]
+        return torch.cat([tensor.reshape(-1).to(self.device, self.dtype) for tensor in current])
 
     @property
     def batch_count(self) -> int:
@@ -162,7 +166,7 @@ class Problem:
         gradient = torch.zeros(self.dimension, dtype=self.dtype, device=self.device)
         values = []
         for batch, weight in self.batches():
-            value, grads = self._batch_gradient(leaves, batch)
+            value, grads, _ = self._batch_gradient(leaves, batch)
             values.append(value * weight)
             gradient.add_(Layout.join(grads), alpha=weight)
         return self._sum(values), gradient
@@ -175,12 +179,29 @@ class Problem:
             EmptyData: No index.
         """
         count = self._batches.samples
+        if count is None:
+            raise not_indexable()
         if isinstance(indices, slice):
-            indices = range(*indices.indices(count or 0))
-        index = torch.as_tensor(indices, dtype=torch.int64).reshape(-1)
+            indices = range(*indices.indices(count))
+        index = torch.as_tensor(indices)
+        if index.dtype == torch.bool:
+            if index.shape != (count,):
+                raise InvalidInput(
+                    explain(
+                        f"The mask has shape {tuple(index.shape)}",
+                        f"the data has {count} samples",
+                        "Pass one entry each",
+                    )
+                )
+            index = index.nonzero()
+        index = index.reshape(-1).cpu()
+        if index.is_floating_point() and index.numel():
+            raise InvalidInput(
+                explain(f"The indices are {index.dtype}", "a sample has a whole number", "Pass integers")
+            )
         if index.numel() == 0:
             raise EmptyData(explain("No index was given", "a mean over nothing is undefined", "Pass some indices"))
-        if count is not None and (int(index.min()) < -count or int(index.max()) >= count):
+        if int(index.min()) < -count or int(index.max()) >= count:
             raise InvalidInput(
                 explain(
                     f"Indices reach from {int(index.min())} to {int(index.max())}",
@@ -190,17 +211,16 @@ class Problem:
             )
         part = copy.copy(self)
         part.notes = {}
-        part._batches = self._batches.subset(index)
+        part._batches = cache(self._batches.subset(index.long()))
         part._weights = tuple(part._weigh(batch) for batch in part._batches)
         part.samples = _whole(sum(part._weights))
         return part
 
     def load(self, w: Tensor) -> None:
         """Write ``w``, shape ``(P,)``, into the model. The one method that changes it."""
-        current = dict(self.model.named_parameters())
         with torch.no_grad():
             for name, view in self.layout.unflatten(w).items():
-                current[name].copy_(view)
+                self.model.get_parameter(name).copy_(view)
 
     def fingerprint(self) -> dict[str, str]:
         """Return hex digests of the model (class, parameter names, shapes, values; buffers) and of the data."""
@@ -233,22 +253,25 @@ class Problem:
 
     def _constants(self) -> dict[str, Tensor]:
         """Every parameter that is not in ``w``, detached, and every buffer, cloned: a forward may write to it."""
-        chosen = set(self._names)
-        constants = {
-            name: self._place(parameter.detach())
-            for name, parameter in self._function.named_parameters()
-            if name not in chosen
-        }
-        constants.update({name: self._place(b).clone() for name, b in self._function.named_buffers()})
+        constants: dict[str, Tensor] = {}
+        placed: dict[int, Tensor] = {}
+        for name, parameter in self._function.named_parameters(remove_duplicate=False):
+            if name not in self._chosen:
+                constants[name] = placed.setdefault(id(parameter), self._place(parameter.detach()))
+        for name, buffer in self._function.named_buffers(remove_duplicate=False):
+            if id(buffer) not in placed:
+                placed[id(buffer)] = self._place(buffer).clone()
+            constants[name] = placed[id(buffer)]
         return constants
 
     def _evaluate(self, leaves: Sequence[Tensor], batch: Any) -> tuple[Tensor, float]:
-        if self._cast is None and len(self._source_dtypes) > 1:
-            current = dict(self.model.named_parameters())
-            leaves = [leaf.to(current[name].dtype) for leaf, name in zip(leaves, self.layout.names)]
-        tensors = dict(zip(self._names, leaves)) | self._constants()
+        if self._cast is None and self._selection.mixed:
+            leaves = [leaf.to(dtype) for leaf, dtype in zip(leaves, self._selection.dtypes)]
+        tensors = self._constants()
+        for known, leaf in zip(self._names, leaves):
+            tensors.update(dict.fromkeys(known, leaf))
         with evaluation(self.device):
-            value, weight = functional_call(self._function, tensors, (batch,))
+            value, weight = functional_call(self._function, tensors, (batch,), tie_weights=False)  # all names given
         if not isinstance(value, Tensor) or value.numel() != 1:
             found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             raise InvalidInput(
@@ -260,19 +283,19 @@ class Problem:
             )
         return value.reshape(()), weight
 
-    def _batch_gradient(self, leaves: Sequence[Tensor], batch: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def _batch_gradient(self, leaves: Sequence[Tensor], batch: Any) -> tuple[Tensor, tuple[Tensor, ...], float]:
         with torch.enable_grad():
-            value = self.loss(leaves, batch)
+            value, weight = self._evaluate(leaves, batch)
             if not value.requires_grad:
                 raise NotDifferentiable(
                     explain(
                         "The loss does not depend on any of the chosen parameters",
                         "its gradient was not recorded",
-                        "Look for .detach(), .item() or torch.no_grad() in the model or the loss",
+                        "Look for .detach(), .item(), torch.no_grad() or inference_mode() in the model, the loss or the caller",
                     )
                 )
             grads = torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True)
-        return value.detach(), grads
+        return value.detach(), grads, weight
 
     def _weigh(self, batch: Any) -> float:
         if self._form is _ModelLoss:
@@ -326,30 +349,6 @@ def _pair(batch: Any) -> tuple[Any, Any]:
             "Yield pairs, or pass a loss(model, batch) that returns (mean loss, sample count)",
         )
     )
-
-
-def _select(model: nn.Module, pattern: Pattern | None) -> dict[str, nn.Parameter]:
-    takes = matcher(pattern)
-    named = {name: p for name, p in model.named_parameters() if p.is_floating_point()}
-    chosen = {name: p for name, p in named.items() if p.requires_grad and takes(name)}
-    if chosen:
-        return chosen
-    frozen = [name for name, p in named.items() if takes(name)]
-    shown = ", ".join(list(named)[:8]) + (", ..." if len(named) > 8 else "")
-    raise InvalidInput(
-        explain(
-            f"All {len(frozen)} matching parameters are frozen" if frozen else f"No parameter matches {pattern!r}",
-            "there is nothing to differentiate by",
-            "Call requires_grad_(True) on those you mean" if frozen else f"Choose among: {shown or 'none at all'}",
-        )
-    )
-
-
-def _common_dtype(dtypes: set[torch.dtype]) -> torch.dtype:
-    common, *rest = dtypes
-    for dtype in rest:
-        common = torch.promote_types(common, dtype)
-    return common
 
 
 def _whole(count: float) -> int:
