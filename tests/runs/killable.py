@@ -1,5 +1,6 @@
 """Runs in processes of their own, that can be killed: the same small training, built anew each time."""
 
+import multiprocessing
 import os
 import signal
 import time
@@ -10,6 +11,16 @@ import thalweg as tw
 from thalweg.runs import FullLoss, Measure, Spectrum, train
 
 STEPS = 40
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["thalweg.runs", "xarray", "torch", "thalweg.rules"])
+
+
+def start(folder, **options):
+    """Start `work` in a process of its own."""
+    process = CONTEXT.Process(target=work, args=(folder,), kwargs=options)
+    process.start()
+    return process
 
 
 def make_problem(dtype=torch.float64, seed=0):
@@ -31,23 +42,38 @@ RULES = {
 
 
 class Slowly:
-    """A meter that makes each step last a while, so that there is a middle to be killed in."""
+    """A meter that makes each step last a while, so that there is a middle to be killed in, or kills itself."""
 
-    def __init__(self, seconds):
-        self.seconds = seconds
+    def __init__(self, seconds, last=None):
+        self.seconds, self.last = seconds, last
 
     def init(self, steps, start=0):
         pass
 
     def step(self, values):
         time.sleep(self.seconds)
+        if values["step"] == self.last:
+            os.kill(os.getpid(), signal.SIGKILL)
 
     def close(self):
         pass
 
 
-def work(folder, dtype="float64", rule="gd", batch_size=None, resume=False, slowly=0.0, die_at=None, steps=STEPS):
-    """Train; with ``die_at``, die by SIGKILL at that many events that matter to what is on disk."""
+def work(
+    folder,
+    dtype="float64",
+    rule="gd",
+    batch_size=None,
+    resume=False,
+    slowly=0.0,
+    die_at=None,
+    die_after=None,
+    steps=STEPS,
+):
+    """Train; with ``die_at``, die by SIGKILL at that many events that matter to what is on disk.
+
+    With ``die_after``, die after that step.
+    """
     torch.set_num_threads(1)
     if die_at is not None:
         _die_at(die_at)
@@ -66,7 +92,7 @@ def work(folder, dtype="float64", rule="gd", batch_size=None, resume=False, slow
         measures=measures,
         checkpoint_every=3,
         save_every=7,
-        meter=Slowly(slowly),
+        meter=Slowly(slowly, die_after),
         resume=resume,
     )
 

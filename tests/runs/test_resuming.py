@@ -1,4 +1,3 @@
-import multiprocessing
 import os
 import signal
 import sqlite3
@@ -9,13 +8,11 @@ import killable
 import numpy as np
 import pytest
 import torch
+from killable import start
 
 import thalweg as tw
 from thalweg.errors import InvalidInput, NumericalWarning, RunFolderError
 from thalweg.runs import open_run, train
-
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["thalweg.runs", "xarray", "torch", "thalweg.rules"])
 
 
 def contents(folder):
@@ -27,12 +24,6 @@ def contents(folder):
         }
     weights = {path.name: path.read_bytes() for path in (folder / "checkpoints").iterdir()}
     return rows, weights
-
-
-def start(folder, **options):
-    process = CONTEXT.Process(target=killable.work, args=(folder,), kwargs=options)
-    process.start()
-    return process
 
 
 def finish(folder, **options):
@@ -109,7 +100,7 @@ def test_killed_again_and_again_while_read(kind, tmp_path, whole):
 MOMENTS = [*range(30), *range(60, 75), 90, 91, 92, 110]
 
 
-@pytest.mark.parametrize("die_at", [pytest.param(n, marks=[] if n % 6 == 0 else pytest.mark.slow) for n in MOMENTS])
+@pytest.mark.parametrize("die_at", [pytest.param(n, marks=[] if n % 18 == 0 else pytest.mark.slow) for n in MOMENTS])
 def test_killed_between_any_two_writes(die_at, tmp_path, whole):
     """The process dies at the n-th fsync, rename, mkdir, begin or commit: nothing half-done may show."""
     kind = {"dtype": "float64", "rule": "gd"}

@@ -33,18 +33,21 @@ def read_dataset(path: Path) -> xr.Dataset:
         SchemaError: A newer thalweg wrote it.
     """
     with _snapshot(path) as connection:
-        variables = connection.execute("SELECT id, name, place, dims, units, long_name FROM variables").fetchall()
-        order = "FROM {} ORDER BY step"
-        numbers = {t: _triples(connection, order.format(t)) for t in ("scalars", "timings")}
-        vectors = connection.execute("SELECT step, variable, value FROM vectors ORDER BY step").fetchall()
-    steps = np.unique(np.concatenate([numbers["scalars"][0], [int(row[0]) for row in vectors]]).astype(np.int64))
+        return _assemble(connection)
+
+
+def _assemble(connection: sqlite3.Connection) -> xr.Dataset:
+    variables = connection.execute("SELECT id, name, place, dims, units, long_name FROM variables").fetchall()
+    numbers = {table: _triples(connection, table) for table in ("scalars", "timings")}
     blobs: dict[int, list[tuple[int, bytes]]] = {}
-    for step, variable, value in vectors:
+    for step, variable, value in connection.execute("SELECT step, variable, value FROM vectors ORDER BY step"):
         blobs.setdefault(variable, []).append((step, value))
-    arrays: dict[str, xr.DataArray] = {}
+    vector_steps = [step for rows in blobs.values() for step, _ in rows]
+    steps = np.unique(np.concatenate([numbers["scalars"][0], np.array(vector_steps, dtype=np.int64)]))
     lengths = _longest(variables, blobs)
+    arrays: dict[str, xr.DataArray] = {}
     for number, name, place, dim, units, long_name in variables:
-        attributes = {"units": units, "long_name": long_name}
+        attributes = {"units": str(units), "long_name": str(long_name)}
         if place == "vectors":
             padded = np.full((len(steps), lengths[dim]), np.nan)
             for step, blob in blobs.get(number, []):
@@ -73,10 +76,10 @@ def last_step(path: Path) -> int:
         return -1 if found is None else int(found)
 
 
-def _triples(connection: sqlite3.Connection, rest: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    rows = connection.execute(f"SELECT step, variable, value {rest}").fetchall()
-    table = np.array(rows, dtype=np.float64).reshape(-1, 3)  # NULL becomes NaN
-    return table[:, 0].astype(np.int64), table[:, 1].astype(np.int64), table[:, 2]
+def _triples(connection: sqlite3.Connection, table: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rows = connection.execute(f"SELECT step, variable, value FROM {table} ORDER BY step").fetchall()
+    numbers = np.array(rows, dtype=np.float64).reshape(-1, 3)  # NULL becomes NaN
+    return numbers[:, 0].astype(np.int64), numbers[:, 1].astype(np.int64), numbers[:, 2]
 
 
 def _longest(
@@ -86,7 +89,7 @@ def _longest(
     for number, _, place, dim, *_ in variables:
         if place == "vectors":
             sizes = [len(blob) for _, blob in blobs.get(number, [])]
-            if any(size % 8 for size in sizes):
+            if not dim or any(size % 8 for size in sizes):
                 raise ValueError("a vector is no array of float64")
             lengths[dim] = max([lengths.get(dim, 0), *(size // 8 for size in sizes)])
     return lengths
@@ -108,7 +111,7 @@ def _snapshot(path: Path) -> Iterator[sqlite3.Connection]:
             yield connection
         except RunFolderError:
             raise
-        except (sqlite3.DatabaseError, ValueError, TypeError, IndexError, OSError) as error:
+        except (sqlite3.DatabaseError, LookupError, ValueError, TypeError, OSError) as error:
             raise damaged_database(path, str(error)) from error
 
 
