@@ -119,6 +119,7 @@ def _finish(figure: go.Figure, y_title: str | None, *, log: bool = False) -> go.
         margin={"l": 62, "r": 14, "t": 10, "b": 44},
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "xanchor": "left"},
         hovermode="x unified",
+        modebar={"bgcolor": "rgba(0,0,0,0)", "color": "#8a94a3", "activecolor": "#0b5fa5"},
         font={"family": "system-ui, -apple-system, Segoe UI, Roboto, sans-serif", "size": 13},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
@@ -130,7 +131,7 @@ def _finish(figure: go.Figure, y_title: str | None, *, log: bool = False) -> go.
     last_row = 1 if y_title else 2
     if y_title:
         figure.update_xaxes(title_text="step")
-        figure.update_yaxes(title_text=y_title, type="log" if log else "linear")
+        figure.update_yaxes(title_text=y_title, type="log" if log else "linear", nticks=7)
     else:
         figure.update_xaxes(title_text="step", row=last_row, col=1)
     return figure

@@ -44,7 +44,7 @@ SECTIONS = (
     _Section(
         "Oscillation",
         "A cosine near 1 means that successive updates agree, near -1 that they bounce between two walls. Below, the share of the "
-        "update along the leading eigenvectors: at the edge it changes sign every step.",
+        "update along the leading eigenvectors: at the edge it changes sign at every step.",
         figures.oscillation_figure,
     ),
     _Section(

@@ -1,0 +1,174 @@
+"""The page: self-contained, escaped, whole; and looked at in a real browser."""
+
+import base64
+import html.parser
+import re
+import shutil
+import time
+
+import pytest
+import torch
+from runs_to_draw import edge_run, manifest
+
+import thalweg as tw
+from thalweg.errors import RunFolderError
+from thalweg.report import render, write_report
+
+
+@pytest.fixture(scope="module")
+def page():
+    return render(edge_run(), manifest())
+
+
+def strip_scripts(page):
+    return re.sub(r"<(script|style)\b.*?</\1>", "", page, flags=re.DOTALL)
+
+
+def test_nothing_is_loaded_from_elsewhere(page):
+    outside = strip_scripts(page)
+    assert not re.findall(r"""(?:src|href)=["'](?!data:|#)""", outside)
+    assert "@import" not in page[: page.index("</style>")]
+
+
+def test_every_tag_is_closed(page):
+    open_tags = []
+
+    class Checker(html.parser.HTMLParser):
+        def handle_starttag(self, tag, attributes):
+            if tag not in ("meta", "link", "br"):
+                open_tags.append(tag)
+
+        def handle_endtag(self, tag):
+            assert open_tags.pop() == tag
+
+    Checker().feed(strip_scripts(page))
+    assert not open_tags
+
+
+def test_hostile_names_stay_text():
+    evil = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
+    data = edge_run()
+    data.attrs["optimizer"] = evil
+    page = render(data, manifest(name=evil, rule=evil, error=evil, config={"a": {evil: evil}}))
+    assert "<script>alert(1)" not in page
+    assert "<img" not in page
+
+
+def test_a_failed_run_shows_its_error():
+    page = render(edge_run(), manifest(error="The loss is NaN at step 7."))
+    assert '<p class="bad" role="alert">The loss is NaN at step 7.</p>' in page
+
+
+def test_headings_and_provenance(page):
+    body = strip_scripts(page)
+    assert body.count("<h1>") == 1
+    assert body.count("<h2") == 7
+    assert "Fingerprint: model" in body
+    assert "2.13.0" in body
+
+
+def small_run(path):
+    torch.manual_seed(0)
+    problem = tw.Problem(torch.nn.Linear(3, 1), torch.nn.MSELoss(), (torch.randn(20, 3), torch.randn(20, 1)))
+    from thalweg.runs import Spectrum
+
+    return tw.train(problem, tw.rules.GradientDescent(lr=0.1), steps=12, folder=path, measures=[Spectrum(k=1)])
+
+
+def test_from_a_real_run(tmp_path):
+    run = small_run(tmp_path / "run")
+    target = write_report(run)
+    assert target == tmp_path / "run" / "report.html"
+    elsewhere = write_report(tmp_path / "run", tmp_path / "page.html")
+    assert elsewhere.read_text() == target.read_text()
+    assert "Sharpness" in target.read_text()
+
+
+def test_not_a_run(tmp_path):
+    with pytest.raises(RunFolderError):
+        write_report(tmp_path)
+
+
+FLAGS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if chromium is None or driver is None:
+        pytest.skip("chromium or chromedriver is not installed (Debian: chromium, chromium-driver)")
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    session = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    session.execute_cdp_cmd("Network.enable", {})
+    session.execute_cdp_cmd(
+        "Network.emulateNetworkConditions", {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0}
+    )
+    yield session
+    session.quit()
+
+
+def show(browser, path, width, dark):
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500},
+    )
+    scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+    browser.get(path.as_uri())
+    deadline = time.monotonic() + 60
+    ready = "return [...document.querySelectorAll('.plot')].every(p => p.dataset.ready)"
+    while not browser.execute_script(ready):
+        assert time.monotonic() < deadline, "the plots did not finish"
+        time.sleep(0.1)
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("dark", [False, True])
+def test_in_a_real_browser(browser, page, tmp_path, width, dark):
+    path = tmp_path / "page.html"
+    path.write_text(page)
+    show(browser, path, width, dark)
+    wide, inner = browser.execute_script("return [document.documentElement.scrollWidth, innerWidth]")
+    assert wide <= inner, "no sideways scrolling"
+    curves = browser.execute_script(
+        "return [...document.querySelectorAll('.plot')].map(p => p.querySelectorAll('.scatterlayer .trace').length)"
+    )
+    assert len(curves) == 6
+    assert min(curves) >= 1
+    beyond = browser.execute_script(
+        "return [...document.querySelectorAll('.plot')].filter(p => p.querySelector('svg').getBoundingClientRect().right > innerWidth + 1).length"
+    )
+    assert beyond == 0, "no plot reaches beyond the window"
+    paper = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
+    ink = browser.execute_script("return document.querySelector('.plot').layout.font.color")
+    assert (sum(int(n) for n in re.findall(r"\d+", paper)[:3]) < 200) == dark
+    assert (int(ink[1:3], 16) > 128) == dark, "figures follow the scheme"
+    assert "edge of stability" in browser.find_element("css selector", ".headline").text
+    assert browser.get_log("browser") == [], "no message in the console"
+
+
+@pytest.mark.browser
+def test_prints_on_white_without_cutting(browser, page, tmp_path):
+    path = tmp_path / "page.html"
+    path.write_text(page)
+    show(browser, path, 1280, dark=True)
+    printed = browser.execute_cdp_cmd("Page.printToPDF", {"printBackground": True})
+    pdf = base64.b64decode(printed["data"])
+    assert pdf.startswith(b"%PDF")
+    assert 2 <= len(re.findall(rb"/Type\s*/Page\b", pdf)) <= 12
