@@ -85,7 +85,7 @@ class Layout:
                     "Pass a flat vector such as problem.initial, or Layout.flatten(named_tensors)",
                 )
             )
-        return [part.view(shape) for part, shape in zip(w.split(self.sizes), self.shapes)]
+        return [part.view(shape) for part, shape in zip(torch.split(w, list(self.sizes)), self.shapes)]
 
     def unflatten(self, w: Tensor) -> dict[str, Tensor]:
         """Return named views of ``w``, shape ``(P,)``; writing to one writes to ``w``."""

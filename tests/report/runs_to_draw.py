@@ -32,7 +32,12 @@ def dataset(steps, sharpness, *, threshold=20.0, loss=None, every=1, state="fini
     data["eigenvalues"] = (("step", "eigenvalue"), values)
     data["eigen_residuals"] = (("step", "eigenvalue"), 1e-4 * values)
     data["update_projection"] = (("step", "eigenvalue"), np.cos(np.pi * t)[:, None] * values * 0.01)
-    attrs = {"name": "made up", "optimizer": "gradient descent, learning rate 0.1", "state": state, "steps": planned or steps}
+    attrs = {
+        "name": "made up",
+        "optimizer": "gradient descent, learning rate 0.1",
+        "state": state,
+        "steps": planned or steps,
+    }
     return xr.Dataset(data, coords={"step": t}, attrs=attrs)
 
 

@@ -116,7 +116,8 @@ def browser(tmp_path_factory):
     session = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
     session.execute_cdp_cmd("Network.enable", {})
     session.execute_cdp_cmd(
-        "Network.emulateNetworkConditions", {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0}
+        "Network.emulateNetworkConditions",
+        {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0},
     )
     yield session
     session.quit()
@@ -152,7 +153,8 @@ def test_in_a_real_browser(browser, page, tmp_path, width, dark):
     assert len(curves) == 6
     assert min(curves) >= 1
     beyond = browser.execute_script(
-        "return [...document.querySelectorAll('.plot')].filter(p => p.querySelector('svg').getBoundingClientRect().right > innerWidth + 1).length"
+        "return [...document.querySelectorAll('.plot')]"
+        ".filter(p => p.querySelector('svg').getBoundingClientRect().right > innerWidth + 1).length"
     )
     assert beyond == 0, "no plot reaches beyond the window"
     paper = browser.execute_script("return getComputedStyle(document.body).backgroundColor")

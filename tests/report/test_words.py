@@ -81,7 +81,8 @@ def test_one_step():
 
 
 @pytest.mark.parametrize(
-    ("value", "shown"), [(0, "0"), (12.345678, "12.35"), (1234.5, "1,234"), (1e-5, "1.00e-05"), (float("nan"), "not a number")]
+    ("value", "shown"),
+    [(0, "0"), (12.345678, "12.35"), (1234.5, "1,234"), (1e-5, "1.00e-05"), (float("nan"), "not a number")],
 )
 def test_numbers(value, shown):
     assert number(value) == shown

@@ -133,13 +133,8 @@ def test_threshold_is_where_the_update_loses_stability(rule):
     for side, stable in ((0.999, True), (1.001, False)):
         # Choose the curvature whose effective eigenvalue lies just below or above the threshold.
         target = side * rule.stability_threshold(10**6)
-        unit = (
-            effective_hessian(rule, frozen, from_dense(torch.zeros(1, 1, dtype=torch.float64))).dense().item()
-        )
-        slope = (
-            effective_hessian(rule, frozen, from_dense(torch.ones(1, 1, dtype=torch.float64))).dense().item()
-            - unit
-        )
+        unit = effective_hessian(rule, frozen, from_dense(torch.zeros(1, 1, dtype=torch.float64))).dense().item()
+        slope = effective_hessian(rule, frozen, from_dense(torch.ones(1, 1, dtype=torch.float64))).dense().item() - unit
         curvature = (target - unit) / slope
         assert (spectral_radius(rule, curvature, frozen) < 1) == stable
 
@@ -149,10 +144,7 @@ def test_published_thresholds():
     assert rules.HeavyBall(lr=1.0, dampening=0.9).stability_threshold() == pytest.approx(38)
     assert rules.Nesterov(lr=1.0).stability_threshold() == pytest.approx(1.357, abs=1e-3)
     assert rules.Adam(lr=1.0).stability_threshold() == pytest.approx(38)
-    shift = (
-        rules.AdamW(lr=0.01, weight_decay=0.0).stability_threshold()
-        - rules.AdamW(lr=0.01).stability_threshold()
-    )
+    shift = rules.AdamW(lr=0.01, weight_decay=0.0).stability_threshold() - rules.AdamW(lr=0.01).stability_threshold()
     assert shift == pytest.approx(19 * 0.01)
 
 

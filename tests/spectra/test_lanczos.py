@@ -58,24 +58,18 @@ def test_values_match_dense(name, k, which):
     assert pairs.values.shape == truth.shape
     norm = float(torch.linalg.eigvalsh(matrix).abs().max())
     if which == "magnitude":  # ties between +x and -x may be resolved either way
-        assert (
-            float((pairs.values.abs().sort().values - truth.abs().sort().values).abs().max()) <= 1e-9 * norm
-        )
+        assert float((pairs.values.abs().sort().values - truth.abs().sort().values).abs().max()) <= 1e-9 * norm
         truth = pairs.values
     assert float((pairs.values - truth).abs().max()) <= 1e-8 * max(float(truth.abs().min()), 1e-3 * norm)
     assert pairs.products == operator.products
     explicit = (matrix @ pairs.vectors - pairs.vectors * pairs.values).norm(dim=0)
-    assert bool((explicit <= 1.01 * pairs.residuals + 50 * 2.2e-16 * max(norm, 1e-300)).all()), (
-        "residuals are honest"
-    )
+    assert bool((explicit <= 1.01 * pairs.residuals + 50 * 2.2e-16 * max(norm, 1e-300)).all()), "residuals are honest"
     gram = pairs.vectors.T @ pairs.vectors
     torch.testing.assert_close(gram, torch.eye(len(gram), dtype=torch.float64), atol=1e-10, rtol=0)
 
 
 @given(
-    values=st.lists(
-        st.sampled_from([-4.0, -1.0, 0.0, 0.5, 0.5000001, 2.0, 7.0, 1e3]), min_size=1, max_size=40
-    ),
+    values=st.lists(st.sampled_from([-4.0, -1.0, 0.0, 0.5, 0.5000001, 2.0, 7.0, 1e3]), min_size=1, max_size=40),
     k=st.integers(1, 6),
     which=st.sampled_from(["largest", "smallest", "both", "magnitude"]),
     seed=st.integers(0, 5),

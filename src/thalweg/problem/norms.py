@@ -102,7 +102,7 @@ def decomposed_norms(model: nn.Module) -> Iterator[int]:
         for module in model.modules():
             forward = _written_out(module)
             if forward is not None and "forward" not in vars(module):
-                module.forward = forward  # type: ignore[method-assign]
+                module.forward = forward
                 replaced.append(module)
         yield len(replaced)
     finally:

@@ -31,26 +31,26 @@ SECTIONS = (
     _Section(
         "Curvature against the limit of stability",
         "The solid lines are the leading eigenvalues of the Hessian as the optimizer sees it. Above the dashed line a "
-        "quadratic would make this optimizer diverge. Rising towards it is progressive sharpening; hovering at it, the edge of "
-        "stability.",
+        "quadratic would make this optimizer diverge. Rising towards it is progressive sharpening; hovering at it, "
+        "the edge of stability.",
         figures.spectrum_figure,
     ),
     _Section(
         "Loss",
-        "Below the limit of stability full-batch descent lowers the loss at every step. At the edge it goes up and down from step to "
-        "step, and falls only over longer times.",
+        "Below the limit of stability full-batch descent lowers the loss at every step. At the edge it goes up and down "
+        "from step to step, and falls only over longer times.",
         figures.loss_figure,
     ),
     _Section(
         "Oscillation",
-        "A cosine near 1 means that successive updates agree, near -1 that they bounce between two walls. Below, the share of the "
-        "update along the leading eigenvectors: at the edge it changes sign at every step.",
+        "A cosine near 1 means that successive updates agree, near -1 that they bounce between two walls. Below, the "
+        "share of the update along the leading eigenvectors: at the edge it changes sign at every step.",
         figures.oscillation_figure,
     ),
     _Section(
         "Distance travelled",
-        "The path is as long as all steps together; the distance is what remains of it as the crow flies. The wider the gap, the more of the "
-        "motion cancelled.",
+        "The path is as long as all steps together; the distance is what remains of it as the crow flies. The wider "
+        "the gap, the more of the motion cancelled.",
         figures.travel_figure,
     ),
     _Section(
@@ -69,8 +69,8 @@ SECTIONS = (
 def write_report(run: Run | str | Path, out: str | Path | None = None) -> Path:
     """Write the page of a run.
 
-    The page is one file of about 5 MB: Plotly's script is inside, so that it opens without a network. It may be written while the
-    run is going on.
+    The page is one file of about 5 MB: Plotly's script is inside, so that it opens without a network. It may be
+    written while the run is going on.
 
     Args:
         run: A run, or the path of its folder.
@@ -156,7 +156,8 @@ def _subtitle(manifest: Mapping[str, Any]) -> str:
 
 def _tiles(data: xr.Dataset) -> str:
     cells = [
-        f'<div class="tile"><dt>{html.escape(label)}</dt><dd>{html.escape(value)}<small>{html.escape(remark)}</small></dd></div>'
+        f'<div class="tile"><dt>{html.escape(label)}</dt>'
+        f"<dd>{html.escape(value)}<small>{html.escape(remark)}</small></dd></div>"
         for label, value, remark in tiles(data)
     ]
     return f'<dl class="tiles" aria-label="Key numbers">{"".join(cells)}</dl>'
@@ -201,7 +202,8 @@ def _provenance(data: xr.Dataset, manifest: Mapping[str, Any]) -> str:
     for event in manifest.get("resumed", []):
         rows.append(("Resumed", f"at step {event.get('step')}, {event.get('moment', event.get('at', ''))}"))
     cells = "".join(
-        f'<tr><th scope="row">{html.escape(str(label))}</th><td>{html.escape(str(value))}</td></tr>' for label, value in rows
+        f'<tr><th scope="row">{html.escape(str(label))}</th><td>{html.escape(str(value))}</td></tr>'
+        for label, value in rows
     )
     return (
         '<section aria-labelledby="provenance"><h2 id="provenance">Provenance</h2>'
@@ -212,5 +214,7 @@ def _provenance(data: xr.Dataset, manifest: Mapping[str, Any]) -> str:
 
 def _leaves(value: Any, prefix: str = "") -> list[tuple[str, object]]:
     if isinstance(value, Mapping):
-        return [row for key, child in value.items() for row in _leaves(child, f"{prefix}.{key}" if prefix else str(key))]
+        return [
+            row for key, child in value.items() for row in _leaves(child, f"{prefix}.{key}" if prefix else str(key))
+        ]
     return [] if value is None else [(prefix, value)]

@@ -117,7 +117,9 @@ def _what_happened(data: xr.Dataset) -> list[str]:
     if state == "failed":
         return [f"The run failed after {steps:,} of {planned:,} steps; see the provenance for the reason."]
     if state in ("interrupted", "running"):
-        return [f"This run is {'still going on' if state == 'running' else 'unfinished'}: {steps:,} of {planned:,} steps."]
+        return [
+            f"This run is {'still going on' if state == 'running' else 'unfinished'}: {steps:,} of {planned:,} steps."
+        ]
     return []
 
 
@@ -165,7 +167,11 @@ def _at_the_edge(loss: Series) -> list[str]:
     rises = float((np.diff(loss.values) > 0).mean())
     tenth = max(len(loss) // 10, 1)
     before, after = float(np.median(loss.values[:tenth])), float(np.median(loss.values[-tenth:]))
-    trend = f"still fell over that time, from {number(before)} to {number(after)} (medians)" if after < before else "fell no more"
+    trend = (
+        f"still fell over that time, from {number(before)} to {number(after)} (medians)"
+        if after < before
+        else "fell no more"
+    )
     return [f"The loss rose at {rises:.0%} of the steps there, and {trend}."]
 
 
@@ -184,8 +190,16 @@ def tiles(data: xr.Dataset) -> list[tuple[str, str, str]]:
     distance, path = series(data, "distance"), series(data, "path_length")
     if len(distance) and len(path) and path.values[-1] > 0:
         share = distance.values[-1] / path.values[-1]
-        rows.append(("Straightness", f"{share:.1%}", f"distance {number(distance.values[-1])} of path {number(path.values[-1])}"))
+        rows.append(
+            (
+                "Straightness",
+                f"{share:.1%}",
+                f"distance {number(distance.values[-1])} of path {number(path.values[-1])}",
+            )
+        )
     products = series(data, "eigen_products")
     if len(products):
-        rows.append(("Products per measurement", number(products.values.mean()), f"{int(products.values.sum()):,} in all"))
+        rows.append(
+            ("Products per measurement", number(products.values.mean()), f"{int(products.values.sum()):,} in all")
+        )
     return rows

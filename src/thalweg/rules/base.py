@@ -22,8 +22,8 @@ State: TypeAlias = "dict[str, Tensor]"
 class Rule(ABC):
     r"""An optimizer as pure functions, ``s' = F(s, g, w)`` and ``w' = w - \eta P(s')^{-1} m(s', g)``.
 
-    Order within a step: `update` takes in the gradient, then `step` moves with the *updated* state; `advance` does both.
-    Nothing is changed in place.
+    Order within a step: `update` takes in the gradient, then `step` moves with the *updated* state; `advance`
+    does both.     Nothing is changed in place.
 
     Attributes:
         lr: Learning rate ``eta``, a number or a function of the step.

@@ -30,6 +30,7 @@ class Constant:
         _check("Constant", lr=self.lr)
 
     def __call__(self, step: int) -> float:
+        """Return the rate of update number ``step``."""
         return self.lr
 
 
@@ -45,6 +46,7 @@ class Cosine:
         _check("Cosine", peak=self.peak, steps=self.steps - 1, floor=self.floor)
 
     def __call__(self, step: int) -> float:
+        """Return the rate of update number ``step``."""
         share = min(step / self.steps, 1.0)
         return self.floor + (self.peak - self.floor) * (1 + math.cos(math.pi * share)) / 2
 
@@ -67,6 +69,7 @@ class Warmup:
         _check("Warmup", steps=self.steps - 1, start=self.start)
 
     def __call__(self, step: int) -> float:
+        """Return the rate of update number ``step``."""
         if step >= self.steps:
             return self.then(step - self.steps)
         return self.start + (self.then(0) - self.start) * step / self.steps
@@ -84,4 +87,5 @@ class Step:
         _check("Step", initial=self.initial, gamma=self.gamma, every=self.every - 1)
 
     def __call__(self, step: int) -> float:
+        """Return the rate of update number ``step``."""
         return float(self.initial * self.gamma ** (step // self.every))

@@ -84,9 +84,7 @@ def state_from_torch(optimizer: torch.optim.Optimizer, parameters: Iterable[Tens
         return state
 
     def gather(key: str) -> Tensor:
-        parts = [
-            torch.zeros_like(p) if entry.get(key) is None else entry[key] for p, entry in zip(held, entries)
-        ]
+        parts = [torch.zeros_like(p) if entry.get(key) is None else entry[key] for p, entry in zip(held, entries)]
         return torch.cat([part.detach().reshape(-1) for part in parts])
 
     names = {
@@ -112,9 +110,7 @@ def state_from_torch(optimizer: torch.optim.Optimizer, parameters: Iterable[Tens
 
 
 def _common_options(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    groups = [
-        {k: v for k, v in g.items() if k not in ("params", "param_names")} for g in optimizer.param_groups
-    ]
+    groups = [{k: v for k, v in g.items() if k not in ("params", "param_names")} for g in optimizer.param_groups]
     for group in groups[1:]:
         for key, value in group.items():
             if value != groups[0][key]:

@@ -242,10 +242,7 @@ class _Solve:
 
     def _bounds(self, values: Array) -> tuple[float, float]:
         """The values below and above which a hidden eigenvalue would belong to the result."""
-        slack = (
-            4 * self.tol * max(self.norm * 1e-3, float(np.abs(values).min()))
-            + 8 * self.norm * np.finfo(float).eps
-        )
+        slack = 4 * self.tol * max(self.norm * 1e-3, float(np.abs(values).min())) + 8 * self.norm * np.finfo(float).eps
         if self.which == "largest":
             return -np.inf, float(values.min()) + slack
         if self.which == "smallest":

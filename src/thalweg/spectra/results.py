@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 
-class Stop(str, Enum):
+class Stop(StrEnum):
     """Why an eigensolver ended; the value is a sentence that says what to try."""
 
     CONVERGED = "Every residual is below the tolerance."
@@ -33,7 +33,8 @@ class Eigenpairs:
     Attributes:
         values: Shape ``(k,)``, largest first, in the operator's units.
         vectors: Shape ``(P, k)``, orthonormal columns.
-        residuals: Shape ``(k,)``, ``|A v_i - theta_i v_i|``. An eigenvalue of ``A`` lies within a residual of each value.
+        residuals: Shape ``(k,)``, ``|A v_i - theta_i v_i|``. An eigenvalue of ``A`` lies within a
+            residual of each value.
         products: Operator products that this result cost.
         stop: Why the iteration ended.
     """
@@ -45,9 +46,7 @@ class Eigenpairs:
     stop: Stop
 
     def __repr__(self) -> str:
-        shown = ", ".join(
-            f"{v:.6g} (±{r:.0e})" for v, r in zip(self.values.tolist(), self.residuals.tolist())
-        )
+        shown = ", ".join(f"{v:.6g} (±{r:.0e})" for v, r in zip(self.values.tolist(), self.residuals.tolist()))
         return f"Eigenpairs([{shown}], products={self.products}, stop={self.stop.name})"
 
     def plot(self) -> Figure:

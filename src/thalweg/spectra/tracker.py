@@ -36,10 +36,10 @@ class TrackEvent:
 class EigenTracker:
     r"""Follow the leading eigenpairs of an operator that changes a little from call to call.
 
-    Each `update` starts from the eigenvectors of one and two calls ago (at the edge of stability the weights alternate, so those of two
-    calls ago are the closer ones) and from one *guard* direction, the best known in the complement with some noise,
-    which costs one product a call and lets an eigenvalue that rises out of the bulk be noticed. It then expands by the residuals of
-    unconverged pairs until ``|A v - theta v| <= tol |theta_1|``. Every residual returned is explicit.
+    Each `update` starts from the eigenvectors of one and two calls ago (at the edge of stability the weights
+    alternate, so those of two calls ago are the closer ones) and from one *guard* direction, the best known in the complement with some noise,
+    which costs one product a call and lets an eigenvalue that rises out of the bulk be noticed. It then expands by the
+    residuals of unconverged pairs until ``|A v - theta v| <= tol |theta_1|``. Every residual returned is explicit.
 
     Args:
         k: How many pairs to follow at least.
@@ -52,7 +52,8 @@ class EigenTracker:
 
     Attributes:
         count: Pairs followed now. It never shrinks.
-        tracks: For each returned pair, the identity of its track: the same number is the same eigenvector, however its rank changes.
+        tracks: For each returned pair, the identity of its track: the same number is the same eigenvector,
+            however its rank changes.
         events: Births and deaths of tracks so far.
 
     Raises:
@@ -175,13 +176,11 @@ class EigenTracker:
         """Solve from a random start, keeping what the warm start had found only if Lanczos fails."""
         wanted = min(count + 1, operator.size)
         try:
-            pairs = top_eigenpairs(
-                operator, wanted, method=Lanczos(tol=self.tol / 4), seed=self._updates + self.seed
-            )
+            pairs = top_eigenpairs(operator, wanted, method=Lanczos(tol=self.tol / 4), seed=self._updates + self.seed)
         except NotConverged as error:
             raise NotConverged(
                 explain(
-                    f"At update {self._updates} the {count} leading pairs did not reach a residual of {self.tol:g}",
+                    f"At update {self._updates} the {count} leading pairs did not reach residual {self.tol:g}",
                     str(error),
                     "Loosen tol, follow fewer pairs, or use float64",
                 ),
@@ -201,7 +200,8 @@ class EigenTracker:
     def _noise(self, operator: Operator, *names: str | int) -> Tensor:
         stream = _rng.generator(self.seed, "tracker", self._updates, *names)
         drawn = torch.randn(operator.size, generator=stream, dtype=torch.float64)
-        return (drawn / drawn.norm()).to(operator.device, operator.dtype)
+        unit: Tensor = drawn / drawn.norm()
+        return unit.to(operator.device, operator.dtype)
 
     def _remember(self, space: BlockSpace, rows: Tensor, count: int, operator: Operator) -> None:
         guard = self._noise(operator, "fresh guard")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from thalweg.errors import InvalidInput, explain
 
@@ -21,11 +21,12 @@ class Data:
     Attributes:
         name: What it is called.
         inputs: Tensor ``(N, *input_shape)``; float for images, int64 for tokens. None where ``dataset`` is given.
-        targets: int64 tensor of class indices, ``(N,)``, or of next tokens, ``(N, T)`` with -100 where nothing is asked.
+        targets: int64 tensor of class indices, ``(N,)``, or of next tokens, ``(N, T)``,
+            with -100 where nothing is asked.
         outputs: Classes, or size of the vocabulary.
         task: ``"classification"`` or ``"tokens"``.
         description: One sentence for reports.
-        dataset: Map-style or iterable source of ``(input, target)``, for what is larger than memory.
+        dataset: Re-iterable source of batches ``(inputs, targets)``, for what is larger than memory.
         shape: Input shape where there is no tensor to read it off.
     """
 
@@ -35,7 +36,7 @@ class Data:
     outputs: int
     task: Task
     description: str
-    dataset: Dataset[Any] | None = None
+    dataset: Iterable[Any] | None = None
     shape: tuple[int, ...] = ()
 
     @property
@@ -43,7 +44,7 @@ class Data:
         """Shape of one sample."""
         return tuple(self.inputs.shape[1:]) if self.inputs is not None else self.shape
 
-    def pair(self) -> tuple[Tensor, Tensor] | Dataset[Any]:
+    def pair(self) -> tuple[Tensor, Tensor] | Iterable[Any]:
         """Return what a `Problem` takes as data."""
         if self.inputs is None or self.targets is None:
             assert self.dataset is not None

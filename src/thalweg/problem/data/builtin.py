@@ -127,5 +127,5 @@ def text(samples: int | None, length: int) -> Data:
         targets=tokens[1 : span + 1].reshape(count, length).contiguous(),
         outputs=len(alphabet) + 1,
         task="tokens",
-        description=f"{count:,} sequences of {length} characters of {len(parts)} standard library sources (hash {digest})",
+        description=f"{count:,} sequences of {length} characters of {len(parts)} library sources (hash {digest})",
     )

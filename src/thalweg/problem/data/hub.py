@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import IterableDataset
 
 from thalweg.errors import InvalidInput, MissingExtra, explain
 from thalweg.problem.data.base import Data, labels, standardise, take
@@ -28,7 +27,7 @@ STREAMED = {"imagenet"}
 """Larger than memory: read as they are iterated."""
 
 
-class Streamed(IterableDataset[tuple[Tensor, Tensor]]):
+class Streamed:
     """A re-iterable stream of ``(images, labels)`` batches, decoded and resized as they are read."""
 
     def __init__(self, source: Any, columns: tuple[str, str], side: int, batch: int, limit: int | None) -> None:
@@ -56,7 +55,8 @@ def from_hub(
 
     Args:
         name: A key of ``HUB``.
-        path: A local copy: a folder written by ``save_to_disk``, or one of parquet files. None: by name, from the network or cache.
+        path: A local copy: a folder written by ``save_to_disk``, or one of parquet files. None: by name, from the
+            network or the cache.
         samples: How many; None for all.
         standardised: Whether each image is standardised on its own.
         train: Training or test split.

@@ -33,7 +33,7 @@ class ModelConfig:
     init_scale: float = 1.0
     """Factor on every initial weight."""
     norm: Norm | None = None
-    """Normalisation: batch, group or none for images; layer, rms or none for tokens. Default: batch (ResNet), none (CNN), layer."""
+    """batch, group or none for images; layer, rms or none for tokens. Default: batch (ResNet), none (CNN), layer."""
     bias: bool = True
     """Whether the layers of an MLP have a bias."""
     heads: int = 4
@@ -57,8 +57,9 @@ class ModelConfig:
 def build_model(config: ModelConfig, data: Data, seed: int = 0) -> nn.Module:
     """Return the model that ``config`` describes, sized for ``data``, drawn from named streams of ``seed``.
 
-    The same seed gives the same weights, whatever else draws random numbers; the global state is left alone. The model
-    comes in evaluation mode, so that BatchNorm uses its running statistics and a `Problem` is a function of the weights.
+    The same seed gives the same weights, whatever else draws random numbers; the global state is left alone. It
+    comes in evaluation mode, so that BatchNorm uses its running statistics and a `Problem` is a function
+    of the weights.
 
     Args:
         config: Architecture and sizes.

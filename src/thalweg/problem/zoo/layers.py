@@ -65,7 +65,8 @@ class ScaledConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve with ``scale W``."""
-        return self._conv_forward(x, self.weight * self.scale, self.bias)
+        out: Tensor = self._conv_forward(x, self.weight * self.scale, self.bias)
+        return out
 
 
 def linear(fan_in: int, fan_out: int, parametrisation: str, bias: bool = True) -> nn.Linear:

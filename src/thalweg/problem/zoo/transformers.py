@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -173,7 +175,8 @@ def from_transformers(name: str, vocabulary: int, length: int, depth: int, width
     )
     try:
         config = AutoConfig.for_model(name, **sizes, **dropout)
-        network = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+        build: Any = AutoModelForCausalLM.from_config
+        network = build(config, attn_implementation="eager")
     except (ValueError, KeyError) as error:
         raise InvalidInput(
             explain(
