@@ -19,6 +19,7 @@ from thalweg.operators.layouts import (
     Linearised,
     linearise,
 )
+from thalweg.problem.guards import no_autocast
 from thalweg.problem.problem import Problem
 
 LayoutName = Literal["auto", "linearised", "double_backward", "forward_reverse", "difference"]
@@ -40,10 +41,12 @@ class HessianOperator(Operator):
         self.record["used"] = self.layout_used
 
     def _matvec(self, v: Tensor) -> Tensor:
-        return self._layout.product(v.unsqueeze(0))[0]
+        with no_autocast(self.device):
+            return self._layout.product(v.unsqueeze(0))[0]
 
     def _matmat(self, block: Tensor) -> Tensor:
-        return self._layout.product(block.T.contiguous()).T
+        with no_autocast(self.device):
+            return self._layout.product(block.T.contiguous()).T
 
     def close(self) -> None:
         """Free the kept graph. Later products rebuild it batch by batch."""

@@ -17,6 +17,7 @@ from torch import Tensor
 from thalweg._rng import generator
 from thalweg._vectors import Layout
 from thalweg.errors import NotDifferentiable, explain
+from thalweg.problem.guards import no_autocast
 from thalweg.problem.problem import Problem
 
 Graph = tuple[list[Tensor], Sequence[Tensor]]
@@ -106,8 +107,8 @@ class ForwardReverse(HessianLayout):
     def _push(self, batch: Any, v: Tensor, gradient: Callable[..., tuple[Tensor, ...]]) -> Tensor:
         leaves, tangents = tuple(self.problem.layout.split(self.w)), tuple(self.problem.layout.split(v))
         with second_derivative(passing="ZeroTensor"):
-            _, product = torch.func.jvp(lambda *point: gradient(batch, *point), leaves, tangents)
-        return Layout.join(product)
+            pair: Any = torch.func.jvp(lambda *point: gradient(batch, *point), leaves, tangents)
+        return Layout.join(pair[1])
 
     def _pulled(self, batch: Any, *point: Tensor) -> tuple[Tensor, ...]:
         pair: Any = torch.func.vjp(lambda *at: self.problem.loss(at, batch), *point)
@@ -165,7 +166,7 @@ def linearise(problem: Problem, w: Tensor, batch: Any) -> Graph:
         NotDifferentiable: An operation on the way has no second derivative.
     """
     leaves = [leaf.detach().requires_grad_() for leaf in problem.layout.split(w)]
-    with torch.enable_grad():
+    with torch.enable_grad(), no_autocast(problem.device):
         value = problem.loss(leaves, batch)
         with second_derivative():
             grads = torch.autograd.grad(value, leaves, create_graph=True, allow_unused=True, materialize_grads=True)

@@ -56,7 +56,7 @@ def survey(problem: Problem, source: Batches, *, check: bool) -> Survey:
         InvalidInput: The model cannot be evaluated on a batch, or writes to its weights or inputs.
     """
     with preserved_rng(problem.device):
-        first = _read(problem, problem._batches, evaluate=check)
+        first = _read(problem, problem._batches, evaluate=check, compare=check and not source.frozen)
     if not first.weights or sum(first.weights) <= 0:
         raise EmptyData(
             explain("The data gave no sample", "a mean over nothing is undefined", "Check the loader and its filter")
@@ -64,7 +64,7 @@ def survey(problem: Problem, source: Batches, *, check: bool) -> Survey:
     if check:
         with preserved_rng(problem.device, *source.generators):
             _reseed(source)
-            second = _read(problem, source, evaluate=True)
+            second = _read(problem, source, evaluate=True, compare=not source.frozen)
         _compare_data(first, second)
         differs = _difference(first, second)
         if differs[1] > 0:
@@ -93,7 +93,7 @@ def refuse_batch_statistics(model: nn.Module, batches: int) -> None:
         )
 
 
-def _read(problem: Problem, batches: Batches, *, evaluate: bool) -> _Pass:
+def _read(problem: Problem, batches: Batches, *, evaluate: bool, compare: bool = False) -> _Pass:
     weights: list[float] = []
     sums: list[Tensor] = []
     values: list[Tensor] = []
@@ -109,7 +109,7 @@ def _read(problem: Problem, batches: Batches, *, evaluate: bool) -> _Pass:
                 )
             )
         if evaluate:
-            if not batches.frozen or batches is not problem._batches:
+            if compare:
                 sums.append(checksum(batch))
             value, grads, weight = _guarded(lambda b=batch: _evaluate(problem, leaves, b), number)
         else:
@@ -135,15 +135,16 @@ def _evaluate(problem: Problem, leaves: list[Tensor], batch: Any) -> tuple[Tenso
     placed = problem._place(batch)
     inputs = tensors_in(placed)
     before = [t._version for t in (*leaves, *inputs)]
-    result = problem._batch_gradient(leaves, placed)
+    own = [problem.model.get_parameter(name) for name in problem.layout.names]
+    result = problem._batch_gradient(leaves, placed, watched=own)
     written = [i for i, t in enumerate((*leaves, *inputs)) if t._version != before[i]]
     if written:
-        own = written[0] < len(leaves)
+        weights = written[0] < len(leaves)
         raise InvalidInput(
             explain(
-                f"The model or the loss writes to {problem.layout.names[written[0]] if own else 'its batch'} in place",
+                f"Evaluating writes to {problem.layout.names[written[0]] if weights else 'its batch'} in place",
                 "the next evaluation then starts from other numbers",
-                "Move the write out of forward()" if own else "Use inplace=False, or work on a clone of the input",
+                "Move the write out of forward()" if weights else "Use inplace=False, or work on a clone of the input",
             )
         )
     return result

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from thalweg._vectors import Layout, Pattern, matcher
@@ -18,12 +20,12 @@ class Selection:
 
     Attributes:
         layout: First name and shape of each.
-        aliases: Every name of each, in the order of the layout; a tied parameter has several.
+        slots: Every place where each is held, in the order of the layout; a tied parameter has several.
         dtypes: Their dtypes in the model.
     """
 
     layout: Layout
-    aliases: tuple[tuple[str, ...], ...]
+    slots: tuple[tuple[str, ...], ...]
     dtypes: tuple[torch.dtype, ...]
 
     @property
@@ -48,11 +50,10 @@ def select(model: nn.Module, pattern: Pattern | None) -> Selection:
     """
     _refuse_lazy(model)
     takes = matcher(pattern)
-    names: dict[int, list[str]] = {}
-    parameters: dict[int, nn.Parameter] = {}
+    parameters = {id(parameter): parameter for parameter in model.parameters()}
+    names: dict[int, list[str]] = {key: [] for key in parameters}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(name)
-        parameters[id(parameter)] = parameter
+        names[id(parameter)].append(name)
     matching = [key for key, known in names.items() if any(takes(name) for name in known)]
     chosen = [key for key in matching if parameters[key].requires_grad]
     if not chosen:
@@ -67,8 +68,23 @@ def select(model: nn.Module, pattern: Pattern | None) -> Selection:
                 )
             )
     layout = Layout(tuple(names[key][0] for key in chosen), tuple(parameters[key].shape for key in chosen))
-    aliases = tuple(tuple(names[key]) for key in chosen)
-    return Selection(layout, aliases, tuple(parameters[key].dtype for key in chosen))
+    held: dict[int, list[str]] = {key: [] for key in parameters}
+    for name, tensor in slots(model, "_parameters"):
+        held[id(tensor)].append(name)
+    return Selection(layout, tuple(tuple(held[key]) for key in chosen), tuple(parameters[key].dtype for key in chosen))
+
+
+def slots(model: nn.Module, kind: Literal["_parameters", "_buffers"]) -> Iterator[tuple[str, Tensor]]:
+    """Yield ``(name, tensor)`` once for each attribute of each module that holds a tensor.
+
+    A tensor that two modules share has two slots; a module that is registered twice has one of each. Torch's
+    ``functional_call`` must be given exactly these: where it swaps one slot under two names, it puts its own
+    tensor back in the place of the user's parameter.
+    """
+    for prefix, module in model.named_modules():
+        for key, tensor in getattr(module, kind).items():
+            if tensor is not None:
+                yield f"{prefix}.{key}" if prefix else key, tensor
 
 
 def _refuse_lazy(model: nn.Module) -> None:

@@ -15,8 +15,8 @@ from thalweg._vectors import Layout, Pattern
 from thalweg.errors import EmptyData, InvalidInput, NotDeterministic, NotDifferentiable, explain
 from thalweg.problem import determinism, losses
 from thalweg.problem.batches import cache, make_batches, map_tensors, not_indexable, tensors_in
-from thalweg.problem.guards import evaluation
-from thalweg.problem.parameters import select
+from thalweg.problem.guards import evaluation, no_autocast
+from thalweg.problem.parameters import select, slots
 
 
 class Problem:
@@ -94,7 +94,7 @@ class Problem:
         self._cast = dtype
         first = model.get_parameter(self.layout.names[0])
         self.device = torch.device(device) if device is not None else first.device
-        self._names = [tuple(f"model.{name}" for name in known) for known in self._selection.aliases]
+        self._names = [tuple(f"model.{name}" for name in known) for known in self._selection.slots]
         self._chosen = frozenset(name for known in self._names for name in known)
         source = make_batches(data, batch_size)
         self._batches = cache(source)
@@ -255,10 +255,10 @@ class Problem:
         """Every parameter that is not in ``w``, detached, and every buffer, cloned: a forward may write to it."""
         constants: dict[str, Tensor] = {}
         placed: dict[int, Tensor] = {}
-        for name, parameter in self._function.named_parameters(remove_duplicate=False):
+        for name, parameter in slots(self._function, "_parameters"):
             if name not in self._chosen:
                 constants[name] = placed.setdefault(id(parameter), self._place(parameter.detach()))
-        for name, buffer in self._function.named_buffers(remove_duplicate=False):
+        for name, buffer in slots(self._function, "_buffers"):
             if id(buffer) not in placed:
                 placed[id(buffer)] = self._place(buffer).clone()
             constants[name] = placed[id(buffer)]
@@ -271,7 +271,7 @@ class Problem:
         for known, leaf in zip(self._names, leaves):
             tensors.update(dict.fromkeys(known, leaf))
         with evaluation(self.device):
-            value, weight = functional_call(self._function, tensors, (batch,), tie_weights=False)  # all names given
+            value, weight = functional_call(self._function, tensors, (batch,), tie_weights=False)  # all slots given
         if not isinstance(value, Tensor) or value.numel() != 1:
             found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             raise InvalidInput(
@@ -283,18 +283,30 @@ class Problem:
             )
         return value.reshape(()), weight
 
-    def _batch_gradient(self, leaves: Sequence[Tensor], batch: Any) -> tuple[Tensor, tuple[Tensor, ...], float]:
-        with torch.enable_grad():
+    def _batch_gradient(
+        self, leaves: Sequence[Tensor], batch: Any, watched: Sequence[Tensor] = ()
+    ) -> tuple[Tensor, Sequence[Tensor], float]:
+        """Value, gradient and weight of one batch; the value must not depend on ``watched``."""
+        with torch.enable_grad(), no_autocast(self.device):
             value, weight = self._evaluate(leaves, batch)
             if not value.requires_grad:
                 raise NotDifferentiable(
                     explain(
                         "The loss does not depend on any of the chosen parameters",
                         "its gradient was not recorded",
-                        "Look for .detach(), .item(), torch.no_grad() or inference_mode() in the model, the loss or the caller",
+                        "Look for .detach(), .item(), no_grad() or inference_mode() in model, loss or caller",
                     )
                 )
-            grads = torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True)
+            found = torch.autograd.grad(value, [*leaves, *watched], allow_unused=True)
+        if any(g is not None for g in found[len(leaves) :]):
+            raise InvalidInput(
+                explain(
+                    "The loss uses parameters of the model that were taken from it beforehand",
+                    "those stay at the model's own point when w moves, so value and gradient would be wrong",
+                    "Read them where the loss is computed: model.parameters() inside the loss, not a list from outside",
+                )
+            )
+        grads = [torch.zeros_like(leaf) if g is None else g for g, leaf in zip(found, leaves)]
         return value.detach(), grads, weight
 
     def _weigh(self, batch: Any) -> float:
