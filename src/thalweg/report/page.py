@@ -37,8 +37,8 @@ SECTIONS = (
     ),
     _Section(
         "Loss",
-        "Below the limit of stability full-batch descent lowers the loss at every step. At the edge it goes up and down "
-        "from step to step, and falls only over longer times.",
+        "Below the limit of stability full-batch descent lowers the loss at every step. At the edge it goes up and "
+        "down from step to step, and falls only over longer times.",
         figures.loss_figure,
     ),
     _Section(
@@ -173,8 +173,9 @@ def _section(number: int, section: _Section, data: xr.Dataset) -> str:
     height = int(figure.layout.height)
     return (
         f'<section aria-labelledby="h{number}"><h2 id="h{number}">{section.title}</h2><p>{section.see}</p>'
-        f'<figure role="img" aria-label="{section.title}"><div class="plot" data-spec="f{number}" style="height:{height}px">'
-        f'</div></figure><script type="application/json" id="f{number}">{text}</script></section>'
+        f'<figure role="img" aria-label="{section.title}">'
+        f'<div class="plot" data-spec="f{number}" style="height:{height}px"></div></figure>'
+        f'<script type="application/json" id="f{number}">{text}</script></section>'
     )
 
 
