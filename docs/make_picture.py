@@ -1,4 +1,7 @@
-"""Draw docs/images/edge.png from a run folder: python docs/make_picture.py runs/quickstart (needs chromium, chromedriver)."""
+"""Draw docs/images/edge.png from a run folder (needs chromium and chromedriver).
+
+python docs/make_picture.py runs/quickstart
+"""
 
 import shutil
 import sys

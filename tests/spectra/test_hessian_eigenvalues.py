@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+
 from cases import NAMES, make
 from reference import dense
-
 from thalweg import hessian, top_eigenpairs
 
 

@@ -127,6 +127,7 @@ def hessian(
         NotDifferentiable: The loss has no second derivative (here, or at the first product).
 
     Example:
+        >>> import torch
         >>> model = torch.nn.Linear(1, 1, bias=False).double()
         >>> x = torch.tensor([[1.0], [3.0]], dtype=torch.float64)
         >>> from thalweg.problem import Problem

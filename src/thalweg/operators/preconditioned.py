@@ -45,9 +45,9 @@ def preconditioned(operator: Operator, diagonal: Tensor | float) -> Precondition
 
     Example:
         >>> from thalweg.operators.base import from_dense
-        >>> A = from_dense(torch.diag(torch.tensor([4.0, 9.0])))
-        >>> preconditioned(A, torch.tensor([2.0, 3.0])).dense().diagonal().tolist()
-        [2.0, 3.0]
+        >>> A = from_dense(torch.diag(torch.tensor([4.0, 16.0], dtype=torch.float64)))
+        >>> preconditioned(A, torch.tensor([4.0, 1.0], dtype=torch.float64)).dense().diagonal().tolist()
+        [1.0, 16.0]
     """
     diagonal = torch.as_tensor(diagonal, dtype=operator.dtype).detach()
     if diagonal.ndim > 1 or diagonal.numel() not in (1, operator.size):

@@ -19,6 +19,13 @@ BatchLoss = Callable[[nn.Module, Any], tuple[Tensor, int]]
 def batch_loss(function: BatchLoss) -> BatchLoss:
     """Mark ``function(model, batch) -> (mean loss, sample count)`` as a loss that calls the model itself.
 
+    Args:
+        function: Takes the module and one batch as the data yields it; returns the mean loss over the batch, a 0-dim
+            tensor, and the number of samples (or tokens) that it is a mean over.
+
+    Returns:
+        The same function, marked.
+
     Needed only where the first parameter is not called ``model``, which is how `Problem` tells this form from
     ``loss(output, target)``.
 

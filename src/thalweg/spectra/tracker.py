@@ -38,7 +38,8 @@ class EigenTracker:
 
     Each `update` starts from the eigenvectors of one and two calls ago (at the edge of stability the weights
     alternate, so those of two calls ago are the closer ones) and from one *guard* direction, the best known in the
-    complement with some noise, which costs one product a call and lets an eigenvalue that rises out of the bulk be noticed. It then expands by the
+    complement with some noise, which costs one product a call and lets an eigenvalue that rises out of the bulk be
+    noticed. It then expands by the
     residuals of unconverged pairs until ``|A v - theta v| <= tol |theta_1|``. Every residual returned is explicit.
 
     Args:
