@@ -222,6 +222,12 @@ def from_function(
 def from_dense(matrix: Tensor) -> Operator:
     """Wrap a symmetric matrix of shape ``(P, P)`` as an `Operator`.
 
+    Args:
+        matrix: ``A``, shape ``(P, P)``, in the dtype and on the device that the operator will have.
+
+    Returns:
+        An operator that counts its products.
+
     Raises:
         InvalidInput: The matrix is not square, not finite, or not symmetric to rounding.
 
