@@ -216,6 +216,13 @@ class Problem:
         part.samples = _whole(sum(part._weights))
         return part
 
+    def in_dtype(self, dtype: torch.dtype) -> Problem:
+        """Return the same problem evaluated in ``dtype``; it shares model and data and is not checked again."""
+        other = copy.copy(self)
+        other.notes = {}
+        other.dtype = other._cast = dtype
+        return other
+
     def load(self, w: Tensor) -> None:
         """Write ``w``, shape ``(P,)``, into the model. The one method that changes it."""
         with torch.no_grad():
