@@ -69,6 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # tyro's help (0) and its complaints about flags (2)
         return stop.code if isinstance(stop.code, int) else 2
     except KeyboardInterrupt:
+        complain("Left at once.", "note")
         return 130
     except ThalwegError as error:
         if debug:

@@ -25,9 +25,9 @@ CLASSES: dict[RuleName, str] = {
 }
 
 USUAL_RATES: dict[RuleName, float] = {
-    "gd": 0.7,
-    "heavy_ball": 0.1,
-    "nesterov": 0.1,
+    "gd": 0.14,
+    "heavy_ball": 0.02,
+    "nesterov": 0.02,
     "scalar_rmsprop": 0.01,
     "rmsprop": 1e-3,
     "adam": 1e-3,
@@ -67,7 +67,7 @@ class RuleConfig:
     Attributes:
         name: The rule: gd (gradient descent), heavy_ball, nesterov, scalar_rmsprop (one adaptive rate for all
             weights), rmsprop, adam, adamw.
-        lr: Learning rate (default: 0.7 for gd, 0.1 with momentum, 0.01 for scalar_rmsprop, 0.001 otherwise).
+        lr: Learning rate (default: 0.14 for gd, 0.02 with momentum, 0.01 for scalar_rmsprop, 0.001 otherwise).
         momentum: Momentum of heavy_ball and nesterov.
         dampening: Dampening of heavy_ball's momentum.
         beta1: Decay of Adam's average gradient.
