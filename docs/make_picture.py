@@ -32,7 +32,7 @@ def draw(folder: str, target: Path) -> None:
     )
     with tempfile.TemporaryDirectory() as scratch:
         page = Path(scratch) / "picture.html"
-        figure.write_html(page, include_plotlyjs=True)
+        figure.write_html(page, include_plotlyjs=True, config={"displayModeBar": False})
         options = webdriver.ChromeOptions()
         options.binary_location = shutil.which("chromium")
         for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1016,520"):
