@@ -1,4 +1,5 @@
 import io
+import re
 
 import pytest
 from rich.console import Console
@@ -68,13 +69,13 @@ def test_the_pace_forgets_the_distant_past():
 
 def test_the_bar_shows_steps_loss_and_sharpness_and_ends_cleanly():
     out = io.StringIO()
-    meter = make_meter(Console(file=out, force_terminal=True, width=160))
+    meter = make_meter(Console(file=out, force_terminal=True, width=80))
     assert isinstance(meter, BarMeter)
     meter.init(3)
     for step in range(4):
         meter.step({"step": step, "loss": 0.25, "sharpness": 1.0, "stability_threshold": 4.0})
     meter.close()
-    assert "3/3" in out.getvalue()
+    assert re.search(r"━{20,}.*3/3", out.getvalue()), "there is room for the bar"
     assert "loss 0.25, sharpness 1 (25% of the threshold)" in out.getvalue()
     assert out.getvalue().endswith("\x1b[?25h"), "the cursor is shown again"
 
@@ -96,3 +97,10 @@ def test_the_callback_comes_once_and_after_the_first_step():
 @pytest.mark.parametrize(("seconds", "text"), [(59.4, "59 s"), (59.6, "1 min 0 s"), (3599.7, "1 h 0 min")])
 def test_durations_round_without_gaps(seconds, text):
     assert duration(seconds) == text
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_closing_before_anything_began_is_fine(terminal):
+    out = io.StringIO()
+    make_meter(Console(file=out, force_terminal=terminal)).close()
+    assert out.getvalue() == ""

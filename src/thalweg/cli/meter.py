@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from math import isfinite
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.text import Text
 
 WINDOW = 20.0
 """Seconds over which the rate is averaged."""
@@ -100,27 +101,34 @@ class RunMeter:
         return f"loss {values['loss']:.4g}{self._sharpness}"
 
 
+class _TwoLines(Progress):
+    """A bar across the terminal, and what was measured below it: both fit into 80 columns."""
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        for task in self.tasks:
+            yield Text(task.fields["text"], no_wrap=True, overflow="ellipsis")
+
+
 class BarMeter(RunMeter):
-    """One bar that is redrawn in place."""
+    """A bar that is redrawn in place."""
+
+    _progress: Progress | None = None
 
     def _open(self, start: int) -> None:
-        self._progress = Progress(
-            TextColumn("training"),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[pace]}"),
-            TextColumn("{task.fields[text]}"),
-            console=self.console,
-        )
-        self._task: TaskID = self._progress.add_task("training", total=self._steps, completed=start, pace="", text="")
+        columns = BarColumn(bar_width=None), MofNCompleteColumn(), TextColumn("{task.fields[pace]}")
+        self._progress = _TwoLines(*columns, console=self.console, expand=True)
+        self._task: TaskID = self._progress.add_task("", total=self._steps, completed=start, pace="", text="")
         self._progress.start()
 
     def _show(self, step: int, text: str) -> None:
+        assert self._progress is not None  # init came first
         self._progress.update(self._task, completed=step, pace=str(self._pace), text=text)
 
     def close(self) -> None:
-        """Leave the last state of the bar on the screen."""
-        self._progress.stop()
+        """Leave the last state of the bar on the screen; nothing where training failed before it began."""
+        if self._progress is not None:
+            self._progress.stop()
 
 
 class LineMeter(RunMeter):
