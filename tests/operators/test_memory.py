@@ -13,7 +13,12 @@ import cases
 from thalweg.operators import hessian, memory
 from thalweg.problem import Problem
 
-LAYOUTS = ("linearised", "double_backward", "forward_reverse", "difference")
+LAYOUTS = (
+    "linearised",
+    "double_backward",
+    pytest.param("forward_reverse", marks=pytest.mark.slow),
+    pytest.param("difference", marks=pytest.mark.slow),
+)
 
 
 def live() -> tuple[int, int]:

@@ -346,7 +346,7 @@ class TestLosses:
             (nn.MSELoss(reduction="none"), "reduction"),
             (nn.MSELoss(reduction="sum"), "reduction"),
             (lambda out, y: (out - y).pow(2), "shape"),
-            (lambda out, y: float((out - y).pow(2).mean()), "float"),
+            (lambda out, y: (out - y).pow(2).mean().item(), "float"),
         ],
     )
     def test_losses_that_are_no_mean(self, loss, message):
