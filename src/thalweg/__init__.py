@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from thalweg import errors as errors
     from thalweg import rules as rules
+    from thalweg.operators import doctor as doctor
     from thalweg.operators import from_dense as from_dense
     from thalweg.operators import from_function as from_function
     from thalweg.operators import hessian as hessian
@@ -31,6 +32,7 @@ _HOME = {
     "Lanczos": "spectra",
     "Problem": "problem",
     "batch_loss": "problem",
+    "doctor": "operators",
     "from_dense": "operators",
     "from_function": "operators",
     "hessian": "operators",
