@@ -50,14 +50,20 @@ class RunFolder:
         """
         folder = cls(Path(path))
         folder.check_free(replace=replace)  # before a lock file is left in someone else's folder
+        folder.make()
         with folder.lock():
             folder.claim(replace=replace)
         return folder
 
-    def check_free(self, *, replace: bool) -> None:
-        """Raise unless a run may begin here; makes the folder where there is none."""
+    def make(self) -> None:
+        """Make the folder itself where there is none, with its parents."""
         with storing(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
+
+    def check_free(self, *, replace: bool) -> None:
+        """Raise unless a run may begin here; leaves nothing behind."""
+        if not self.root.exists():
+            return
         if self.begun:
             if replace:
                 read_manifest(self.manifest)  # nothing is deleted on the word of a file name

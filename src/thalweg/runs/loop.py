@@ -110,6 +110,7 @@ def train(
     going_on = resume and home.begun
     if not going_on:
         home.check_free(replace=replace)
+        home.make()
     stepper = Stepper(problem, rule, measures, batches, seed, steps)
     with home.lock():
         if going_on:
