@@ -5,7 +5,7 @@ A fact that the data cannot decide is None, so that nothing is said about it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import xarray as xr
@@ -20,6 +20,10 @@ ROSE = 1.1
 """Sharpness that grew by less than this factor did not rise."""
 BAND = (0.8, 1.3)
 """Times the threshold: being there most of the time is staying at the edge."""
+TURNED = 0.1
+"""Share of the measurements after the crossing at which sharpness must fall: what only rises is on its way."""
+UNSTEADY = 0.02
+"""Share of the steps at which the loss must rise for a run to be unstable in practice."""
 MOST = 0.8
 """Share of the measurements that "most" asks for."""
 BLOWN_UP = 1e3
@@ -44,6 +48,7 @@ class Edge:
         low: Ratio that 5% of the measurements from the crossing on lie below; ``high``: above.
         median: Median of those ratios.
         inside: Share of those ratios inside `BAND`.
+        falls: Share of the measurements from the crossing on that are below the one before.
         measured: Number of measurements from the crossing on.
         total: Number of measurements.
     """
@@ -65,6 +70,7 @@ class Edge:
     median: float = 0.0
     high: float = 0.0
     inside: float = 0.0
+    falls: float = 0.0
     measured: int = 0
 
     @property
@@ -75,7 +81,13 @@ class Edge:
     @property
     def stayed(self) -> bool:
         """Whether it then stayed near the threshold, by enough measurements to say so."""
-        return self.measured >= ENOUGH and self.inside >= MOST and NEAR <= self.median <= BAND[1]
+        near = self.inside >= MOST and NEAR <= self.median <= BAND[1]
+        return self.measured >= ENOUGH and near and not self.rising
+
+    @property
+    def rising(self) -> bool:
+        """Whether sharpness simply went on rising from the crossing on."""
+        return self.measured >= ENOUGH and self.falls < TURNED and self.last > self.there
 
 
 def edge(data: xr.Dataset) -> Edge | None:
@@ -103,9 +115,8 @@ def edge(data: xr.Dataset) -> Edge | None:
         return found
     at = int(above[0])
     low, median, high = np.quantile(ratio[at:], [0.05, 0.5, 0.95])
-    return Edge(
-        **{name: getattr(found, name) for name in ("first", "last", "threshold", "first_threshold", "start_ratio")},
-        **{name: getattr(found, name) for name in ("end_ratio", "highest", "highest_at", "total")},
+    return replace(
+        found,
         crossed=int(steps[at]),
         before=int(steps[at - 1]) if at else None,
         there=float(values[at]),
@@ -114,6 +125,7 @@ def edge(data: xr.Dataset) -> Edge | None:
         median=float(median),
         high=float(high),
         inside=float(((ratio[at:] >= BAND[0]) & (ratio[at:] <= BAND[1])).mean()),
+        falls=float((np.diff(values[at:]) < 0).mean()) if len(ratio) > at + 1 else 0.0,
         measured=len(ratio) - at,
     )
 
@@ -176,7 +188,7 @@ def loss_facts(data: xr.Dataset, *, noisy: bool = False) -> Loss | None:
 
 
 def _falling(curve: Series) -> float | None:
-    if len(curve) < 10 * ENOUGH / 2:
+    if len(curve) < 5 * ENOUGH:
         return None
     tenth = len(curve) // 10
     before, last = np.median(curve.values[-2 * tenth : -tenth]), np.median(curve.values[-tenth:])

@@ -41,7 +41,7 @@ class Setting:
     @property
     def limit(self) -> str:
         """The stability threshold as a formula where it has a short one, else its name."""
-        return "the stability threshold 2/η" if self.rule == "GradientDescent" else "the stability threshold"
+        return "the stability threshold 2/⁠η" if self.rule == "GradientDescent" else "the stability threshold"
 
 
 def setting(manifest: Mapping[str, Any] | None) -> Setting:
