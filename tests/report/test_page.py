@@ -260,6 +260,9 @@ def test_odd_runs_in_a_real_browser(browser, tmp_path, kind):
     wide, inner = browser.execute_script("return [document.documentElement.scrollWidth, innerWidth]")
     assert wide <= inner
     assert browser.execute_script("return document.querySelectorAll('.plot').length") >= 2
+    assert browser.execute_script(
+        "return [...document.querySelectorAll('.tile')].every(tile => tile.scrollWidth <= tile.clientWidth)"
+    ), "the key numbers fit"
     assert browser.get_log("browser") == []
 
 

@@ -51,7 +51,7 @@ def share(value: float, *, up: bool = False) -> str:
     if 99.5 <= percent < 100.5:
         digits = next((n for n in range(1, 6) if float(f"{percent:.{n}f}") != 100), 0)
         return f"{sign}{percent:.{digits}f}%"
-    return f"{sign}{percent:.1f}%" if percent >= 0.95 else f"{sign}{percent:.1g}%"
+    return f"{sign}{percent:.2g}%" if percent >= 0.95 else f"{sign}{percent:.1g}%"
 
 
 def count(size: int, noun: str) -> str:
@@ -65,12 +65,14 @@ def count(size: int, noun: str) -> str:
 
 
 def fixed(value: float) -> str:
-    """Format a ratio or cosine with two decimals, and no minus before a zero.
+    """Format a ratio or cosine with two decimals while it is small, and no minus before a zero.
 
     Example:
-        >>> fixed(-0.951), fixed(-0.001), fixed(1.168)
-        ('−0.95', '0.00', '1.17')
+        >>> fixed(-0.951), fixed(-0.001), fixed(1.168), fixed(7481.2)
+        ('−0.95', '0.00', '1.17', '7,481')
     """
+    if abs(value) >= 100:
+        return number(value)
     text = f"{abs(value):.2f}"
     return f"−{text}" if value < 0 and text != "0.00" else text
 

@@ -116,7 +116,7 @@ def write_report(run: Run | str | Path, out: str | Path | None = None) -> Path:
         >>> import torch, thalweg as tw
         >>> model = torch.nn.Linear(2, 1)
         >>> problem = tw.Problem(model, torch.nn.MSELoss(), (torch.randn(9, 2), torch.randn(9, 1)))
-        >>> run = tw.train(problem, tw.rules.GradientDescent(lr=0.1), steps=3, folder="runs/doc")
+        >>> run = tw.train(problem, tw.rules.GradientDescent(lr=0.1), steps=3)
         >>> write_report(run).name
         'report.html'
     """

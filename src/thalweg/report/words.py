@@ -99,7 +99,7 @@ def verdicts(data: xr.Dataset, manifest: Mapping[str, Any] | None = None) -> lis
     if found is None:
         words.append(("no curvature", "plain"))
     elif how.comparable:
-        if found.sharpened:
+        if found.sharpened and not (loss is not None and loss.diverged):
             words.append(("progressive sharpening", "accent"))
         if _at_edge(data, found, how, loss):
             words.append(("edge of stability", "accent"))
@@ -187,10 +187,12 @@ def _curvature(data: xr.Dataset, found: Edge, how: Setting, loss: Loss | None) -
     if found.sharpened:
         words = (
             f"Sharpness rose from {number(found.first)} ({share(found.start_ratio)} of the threshold) and reached "
-            f"{how.limit} = {there} {when}: progressive sharpening."
+            f"{how.limit} = {there} {when}"
         )
+        # A loss that blows up takes the curvature with it, which is not what the term means.
+        words += "." if loss is not None and loss.diverged else ": progressive sharpening."
     elif found.start_ratio >= 1:
-        words = f"Sharpness began at {number(found.first)}, {found.start_ratio:.2f} times {how.limit} = {there}."
+        words = f"Sharpness began at {number(found.first)}, {fixed(found.start_ratio)} times {how.limit} = {there}."
     elif found.threshold_there * ROSE <= found.first_threshold:
         words = (
             f"{_capital(how.limit)} came down from {number(found.first_threshold)} to {there} and met a sharpness of "
@@ -234,16 +236,16 @@ def _afterwards(data: xr.Dataset, found: Edge, how: Setting, loss: Loss | None) 
         )
     if not found.stayed:
         return (
-            f"It did not stay there: from then on its median is {found.median:.2f} times the threshold, and 90% of "
-            f"{found.measured:,} measurements lie between {found.low:.2f} and {found.high:.2f} times."
+            f"It did not stay there: from then on its median is {fixed(found.median)} times the threshold, and 90% of "
+            f"{found.measured:,} measurements lie between {fixed(found.low)} and {fixed(found.high)} times."
         )
     far = max(abs(found.low - 1), abs(found.high - 1))
     words = (
         f"It then stayed within {share(far, up=True)} of it"
         if far <= CLOSE
-        else f"It then stayed between {found.low:.2f} and {found.high:.2f} times the threshold"
+        else f"It then stayed between {fixed(found.low)} and {fixed(found.high)} times the threshold"
     )
-    words += f" (90% of {found.measured:,} measurements, median {found.median:.2f} times)"
+    words += f" (90% of {found.measured:,} measurements, median {fixed(found.median)} times)"
     return words + (": the edge of stability." if _at_edge(data, found, how, loss) else ".")
 
 
