@@ -133,14 +133,17 @@ def _build(
     return Case(name, model, nn.CrossEntropyLoss(), *data, torch.float64, dense)
 
 
-def _mlp(*widths: int, act: Callable[[], nn.Module] = nn.Tanh, norm: bool = False) -> nn.Module:
+Norm = Callable[[int], nn.Module] | None
+
+
+def _mlp(*widths: int, act: Callable[[], nn.Module] = nn.Tanh, norm: Norm = None) -> nn.Module:
     layers: list[nn.Module] = []
     for a, b in itertools.pairwise(widths):
-        layers += [nn.Linear(a, b), *([nn.LayerNorm(b)] if norm else []), act()]
+        layers += [nn.Linear(a, b), *([norm(b)] if norm else []), act()]
     return nn.Sequential(*layers[: -2 if norm else -1])
 
 
-def small_mlp(name: str = "MLP 64-24-10", act: Callable[[], nn.Module] = nn.Tanh, norm: bool = False) -> Case:
+def small_mlp(name: str = "MLP 64-24-10", act: Callable[[], nn.Module] = nn.Tanh, norm: Norm = None) -> Case:
     """Small enough for all its eigenvalues."""
     return _build(name, lambda: _mlp(64, 24, 10, act=act, norm=norm), _digits(600), dense=True)
 
@@ -161,11 +164,11 @@ def mlp(samples: int = 1797) -> Case:
 
 
 def cnn() -> Case:
-    """Digits as images, three convolutions with group norm."""
+    """Digits as images, three convolutions."""
 
     def make() -> nn.Module:
         def stage(a: int, b: int) -> list[nn.Module]:
-            return [nn.Conv2d(a, b, 3, padding=1), nn.GroupNorm(4, b), nn.GELU(), nn.AvgPool2d(2)]
+            return [nn.Conv2d(a, b, 3, padding=1), nn.GELU(), nn.AvgPool2d(2)]
 
         return nn.Sequential(*stage(1, 16), *stage(16, 32), *stage(32, 32), nn.Flatten(), nn.Linear(32, 10))
 
