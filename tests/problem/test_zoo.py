@@ -1,16 +1,19 @@
 """The zoo: shapes, counts, seeds, parametrisations, and what it refuses."""
 
+import dataclasses
 import math
+import sys
 
 import pytest
 import torch
 from torch import nn
 
 from thalweg import Problem, hessian
-from thalweg.errors import InvalidInput
+from thalweg.errors import InvalidInput, MissingExtra
+from thalweg.operators.verify import doctor
 from thalweg.problem.data import Data, DataConfig, load_data, loss_for
 from thalweg.problem.zoo import ModelConfig, build_model
-from thalweg.problem.zoo.images import resnet_blocks
+from thalweg.problem.zoo.resnet import resnet_blocks
 
 
 def images(side=8, channels=1, count=6, classes=10):
@@ -46,7 +49,7 @@ def test_images_map_to_logits_with_second_derivatives(config, side, channels):
     assert torch.isfinite(hessian(problem).matvec(v)).all()
 
 
-@pytest.mark.parametrize("norm", ["layer", "rms", "none"])
+@pytest.mark.parametrize("norm", ["layer", "rms", "decomposed", "none"])
 def test_transformer_is_causal(norm):
     model = build_model(ModelConfig("transformer", depth=2, width=8, heads=2, norm=norm), TOKENS)
     tokens = TOKENS.inputs.clone()
@@ -66,6 +69,96 @@ def test_resnets_have_the_depth_of_their_name(depth):
         model = build_model(ModelConfig("resnet", depth=depth, width=1, norm="none"), images())
         layers = [m for name, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear) and "skip" not in name]
         assert len(layers) == depth
+
+
+@pytest.mark.parametrize(
+    ("depth", "side", "sides"),
+    [
+        (5, 32, [32, 32, 16, 8]),
+        (7, 32, [32, 32, 16, 16, 8, 8]),
+        (10, 32, [32, 32, 32, 16, 16, 16, 8, 8, 8]),
+        (7, 28, [28, 28, 14, 14, 7, 7]),
+        (5, 8, [8, 8, 4, 2]),
+        (2, 8, [8]),
+    ],
+)
+def test_cnns_pool_where_the_published_one_does(depth, side, sides):
+    data = images(side)
+    model = build_model(ModelConfig("cnn", depth=depth, width=3, activation="relu"), data)
+    seen, x = [], data.inputs
+    for layer in model:
+        if isinstance(layer, nn.Conv2d):
+            seen.append(x.shape[-1])
+        if isinstance(layer, nn.AdaptiveAvgPool2d) and side in (28, 32):
+            assert x.shape[-2:] == (1, 1), "pools of two alone reach one pixel, as published"
+        x = layer(x)
+    assert seen == sides
+    assert all(layer.bias is None for layer in model if isinstance(layer, nn.Conv2d | nn.Linear))
+
+
+def test_batch_norm_normalises():
+    data = images(count=32)
+    model = build_model(ModelConfig("resnet", depth=8, width=4), data)
+    assert model.training
+    normalised = model.stem[1](model.stem[0](7 * data.inputs + 3)).detach()
+    torch.testing.assert_close(normalised.mean((0, 2, 3)), torch.zeros(4), atol=1e-5, rtol=0)
+    torch.testing.assert_close(normalised.std((0, 2, 3), correction=0), torch.ones(4), atol=1e-3, rtol=0)
+    assert Problem(model, loss_for("cross_entropy", data), data.pair()).samples == 32
+    with pytest.raises(InvalidInput, match="BatchNorm"):
+        Problem(model, loss_for("cross_entropy", data), data.pair(), batch_size=8)
+    assert not build_model(ModelConfig("resnet", depth=8, width=4, norm="group"), data).training
+
+
+@pytest.mark.parametrize("act", ["relu", "gelu", "tanh"])
+@pytest.mark.parametrize("norm", ["batch", "group", "none"])
+def test_deep_resnets_start_of_order_one(act, norm):
+    data = images(count=16)
+    for depth in (8, 56):
+        model = build_model(ModelConfig("resnet", depth=depth, width=8, norm=norm, activation=act), data)
+        assert 0.02 < float(model(data.inputs).detach().std()) < 5, depth
+
+
+MODELS = ["mlp", "cnn", "resnet", "vit", "transformer"]
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("parametrisation", ["standard", "ntk"])
+def test_output_scale_multiplies_the_output(name, parametrisation):
+    data = TOKENS if name == "transformer" else images()
+    config = ModelConfig(name, depth=8, width=8, heads=2, parametrisation=parametrisation)
+    plain, scaled = build_model(config, data), build_model(dataclasses.replace(config, output_scale=0.25), data)
+    torch.testing.assert_close(scaled(data.inputs), plain(data.inputs) / 4)
+    with torch.no_grad():  # also that of a bias, which is zero at the start
+        for model in (plain, scaled):
+            for parameter in model.parameters():
+                parameter.add_(0.1)
+    torch.testing.assert_close(scaled(data.inputs), plain(data.inputs) / 4, rtol=1e-4, atol=1e-5)
+    zero = build_model(dataclasses.replace(config, output_scale=0.0), data)
+    assert float(zero(data.inputs).detach().abs().max()) == 0
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_bias_flag(name):
+    data = TOKENS if name == "transformer" else images()
+    config = ModelConfig(name, depth=8, width=8, heads=2, norm="none")
+
+    def biases(flag):
+        model = build_model(dataclasses.replace(config, bias=flag), data)
+        return sum(m.bias is not None for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear))
+
+    assert biases(False) == 0
+    assert biases(True) == {"mlp": 8, "cnn": 8, "resnet": 1, "vit": 4 * 8 + 2, "transformer": 4 * 8}[name]
+    assert biases(None) == biases(name != "cnn")
+
+
+def test_the_decomposed_norm_is_a_layer_norm_with_right_third_derivatives():
+    configs = [ModelConfig("transformer", depth=1, width=8, heads=2, norm=norm) for norm in ("layer", "decomposed")]
+    fused, written_out = (build_model(config, TOKENS).double() for config in configs)
+    assert list(fused.state_dict()) == list(written_out.state_dict())
+    torch.testing.assert_close(fused(TOKENS.inputs), written_out(TOKENS.inputs), rtol=1e-12, atol=1e-12)
+    loss = loss_for("cross_entropy", TOKENS)
+    statuses = [doctor(Problem(m, loss, TOKENS.pair()))["third derivative"].status for m in (fused, written_out)]
+    assert statuses == ["warn", "ok"]
 
 
 @pytest.mark.parametrize("depth", [7, 9, 13, 102])
@@ -92,9 +185,9 @@ def test_weights_have_the_stated_variance():
     for name, gain in (("relu", 2.0), ("tanh", 1.0)):
         model = build_model(ModelConfig(width=400, activation=name, init_scale=1.5), data)
         hidden, last = model[3].weight, model[5].weight
-        assert float(hidden.std()) == pytest.approx(1.5 * math.sqrt(gain / 400), rel=0.02)
-        assert float(last.std()) == pytest.approx(1.5 * math.sqrt(1 / 400), rel=0.05)
-        assert float(model[1].bias.abs().max()) == 0
+        assert float(hidden.detach().std()) == pytest.approx(1.5 * math.sqrt(gain / 400), rel=0.02)
+        assert float(last.detach().std()) == pytest.approx(1.5 * math.sqrt(1 / 400), rel=0.05)
+        assert float(model[1].bias.detach().abs().max()) == 0
 
 
 def test_ntk_is_the_same_function_with_weights_of_order_one():
@@ -102,7 +195,7 @@ def test_ntk_is_the_same_function_with_weights_of_order_one():
     standard = build_model(ModelConfig(width=64, activation="relu"), data)
     ntk = build_model(ModelConfig(width=64, activation="relu", parametrisation="ntk"), data)
     torch.testing.assert_close(standard(data.inputs), ntk(data.inputs), rtol=1e-4, atol=1e-5)
-    assert float(ntk[3].weight.std()) == pytest.approx(1, rel=0.05)
+    assert float(ntk[3].weight.detach().std()) == pytest.approx(1, rel=0.05)
 
 
 def test_misfits_are_refused():
@@ -116,8 +209,9 @@ def test_misfits_are_refused():
         build_model(ModelConfig("vit", width=8, heads=2, patch=3), images())
     with pytest.raises(InvalidInput, match="layer"):
         build_model(ModelConfig("cnn", norm="layer"), images())
-    with pytest.raises(InvalidInput, match="depth 0"):
-        ModelConfig(depth=0)
+    for wrong in ({"depth": 0}, {"width": 0}, {"patch": 0}, {"init_scale": -1.0}, {"output_scale": math.nan}):
+        with pytest.raises(InvalidInput, match=next(iter(wrong))):
+            ModelConfig(**wrong)
     with pytest.raises(InvalidInput, match="mse"):
         loss_for("mse", TOKENS)
 
@@ -131,6 +225,12 @@ def test_transformers_configurations_have_hessian_products(name):
     problem = Problem(model, loss_for("cross_entropy", TOKENS), TOKENS.pair())
     v = torch.ones(problem.dimension)
     assert torch.isfinite(hessian(problem).matvec(v)).all()
+
+
+def test_without_transformers_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(MissingExtra, match=r"thalweg\[hf\]"):
+        build_model(ModelConfig("hf", width=8), TOKENS)
 
 
 def test_unknown_transformers_configuration_is_refused():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,9 +12,12 @@ from torch import nn
 from thalweg.errors import InvalidInput, explain
 from thalweg.problem.data.base import Data
 from thalweg.problem.guards import preserved_rng
-from thalweg.problem.zoo.images import CNN, MLP, ResNet
+from thalweg.problem.zoo.cnn import CNN
+from thalweg.problem.zoo.huggingface import from_transformers
 from thalweg.problem.zoo.layers import Activation, Norm, Parametrisation, initialise
-from thalweg.problem.zoo.transformers import CausalTransformer, ViT, from_transformers
+from thalweg.problem.zoo.mlp import MLP
+from thalweg.problem.zoo.resnet import ResNet
+from thalweg.problem.zoo.transformer import CausalTransformer, ViT
 
 
 @dataclass(frozen=True)
@@ -33,9 +37,12 @@ class ModelConfig:
     init_scale: float = 1.0
     """Factor on every initial weight."""
     norm: Norm | None = None
-    """batch, group or none for images; layer, rms or none for tokens. Default: batch (ResNet), none (CNN), layer."""
-    bias: bool = True
-    """Whether the layers of an MLP have a bias."""
+    """batch, group or none for images; layer, rms, decomposed or none for tokens. Default: batch (ResNet), none (CNN),
+    layer; decomposed is a layer norm whose third derivatives are right everywhere."""
+    bias: bool | None = None
+    """Whether layers have a bias: all of an MLP, CNN or transformer, the last of a ResNet. Default: not in a CNN."""
+    output_scale: float = 1.0
+    """Factor on the output; small values make features learn more."""
     heads: int = 4
     """Attention heads."""
     patch: int = 2
@@ -44,11 +51,13 @@ class ModelConfig:
     """model_type of transformers for name=hf, such as gpt2, llama, gpt_neox."""
 
     def __post_init__(self) -> None:
-        if self.depth < 1 or self.width < 1 or not self.init_scale >= 0:
+        scales = (self.init_scale, self.output_scale)
+        if min(self.depth, self.width, self.patch) < 1 or not all(0 <= scale < math.inf for scale in scales):
             raise InvalidInput(
                 explain(
-                    f"The model has depth {self.depth}, width {self.width}, init_scale {self.init_scale}",
-                    "a network has at least one layer of one unit",
+                    f"The model has depth {self.depth}, width {self.width}, patch {self.patch}, init_scale "
+                    f"{self.init_scale}, output_scale {self.output_scale}",
+                    "a network has at least one layer of one unit, and scales are finite and not negative",
                     "Choose positive sizes",
                 )
             )
@@ -57,9 +66,10 @@ class ModelConfig:
 def build_model(config: ModelConfig, data: Data, seed: int = 0) -> nn.Module:
     """Return the model that ``config`` describes, sized for ``data``, drawn from named streams of ``seed``.
 
-    The same seed gives the same weights, whatever else draws random numbers; the global state is left alone. It
-    comes in evaluation mode, so that BatchNorm uses its running statistics and a `Problem` is a function
-    of the weights.
+    The same seed gives the same weights, whatever else draws random numbers; the global state is left alone. A model
+    with BatchNorm comes in training mode and normalises by the statistics of its batch: the running ones of a new
+    model are zero and one, which normalise nothing. A `Problem` then evaluates all its samples in one batch. Every
+    other model comes in evaluation mode; there is no dropout.
 
     Args:
         config: Architecture and sizes.
@@ -80,37 +90,35 @@ def build_model(config: ModelConfig, data: Data, seed: int = 0) -> nn.Module:
         torch.manual_seed(seed)  # only transformers initialises itself; ours is redrawn below
         model = _construct(config, data)
     if config.name != "hf":
-        last = [name for name, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))][-1]
-        initialise(model, seed=seed, act=config.activation, scale=config.init_scale, last=last)
-    return model.eval()
+        initialise(model, seed=seed, act=config.activation, scale=config.init_scale)
+    return model.train(any(isinstance(module, nn.BatchNorm2d) for module in model.modules()))
 
 
-def _construct(config: ModelConfig, data: Data) -> nn.Module:
-    c, outputs = config, data.outputs
-    if c.name in ("transformer", "hf"):
-        if data.task != "tokens":
-            raise _misfit(c.name, data, "text or sorting")
-        length = data.input_shape[0]
-        if c.name == "hf":
-            return from_transformers(c.hf_name, outputs, length, c.depth, c.width, c.heads)
-        return CausalTransformer(
-            outputs, length, c.depth, c.width, c.heads, c.activation, c.parametrisation, c.norm or "layer"
-        )
-    if data.task != "classification":
-        raise _misfit(c.name, data, "digits")
+def _construct(c: ModelConfig, data: Data) -> nn.Module:
+    tokens = c.name in ("transformer", "hf")
+    if tokens != (data.task == "tokens"):
+        raise _misfit(c.name, data, "text or sorting" if tokens else "digits")
+    bias = c.name != "cnn" if c.bias is None else c.bias
+    if c.name == "hf":
+        return from_transformers(c.hf_name, data.outputs, data.input_shape[0], c.depth, c.width, c.heads)
     if c.name == "mlp":
-        entries = 1
-        for side in data.input_shape:
-            entries *= side
-        return MLP(entries, outputs, c.depth, c.width, c.activation, c.parametrisation, c.bias)
+        entries = math.prod(data.input_shape)
+        return MLP(entries, data.outputs, c.depth, c.width, c.activation, c.parametrisation, bias, c.output_scale)
+    if c.name == "transformer":
+        length = data.input_shape[0]
+        attend = (c.depth, c.width, c.heads)
+        return CausalTransformer(
+            data.outputs, length, *attend, c.activation, c.parametrisation, c.norm or "layer", bias, c.output_scale
+        )
     if len(data.input_shape) != 3:
         raise _misfit(c.name, data, "images such as digits")
-    shape = (data.input_shape[0], data.input_shape[1], data.input_shape[2])
+    channels, high, wide = data.input_shape
+    sizes = ((channels, high, wide), data.outputs, c.depth, c.width)
     if c.name == "cnn":
-        return CNN(shape, outputs, c.depth, c.width, c.activation, c.parametrisation, c.norm or "none")
+        return CNN(*sizes, c.activation, c.parametrisation, c.norm or "none", bias, c.output_scale)
     if c.name == "resnet":
-        return ResNet(shape, outputs, c.depth, c.width, c.activation, c.parametrisation, c.norm or "batch")
-    return ViT(shape, outputs, c.depth, c.width, c.heads, c.patch, c.activation, c.parametrisation, c.norm or "layer")
+        return ResNet(*sizes, c.activation, c.parametrisation, c.norm or "batch", bias, c.output_scale)
+    return ViT(*sizes, c.heads, c.patch, c.activation, c.parametrisation, c.norm or "layer", bias, c.output_scale)
 
 
 def _misfit(model: str, data: Data, remedy: str) -> InvalidInput:

@@ -12,10 +12,11 @@ from torch.nn import functional as F
 
 from thalweg import _rng
 from thalweg.errors import InvalidInput, explain
+from thalweg.problem.norms import normalise
 
 Parametrisation = Literal["standard", "ntk"]
 Activation = Literal["tanh", "gelu", "relu", "silu", "elu", "softplus", "identity"]
-Norm = Literal["batch", "group", "layer", "rms", "none"]
+Norm = Literal["batch", "group", "layer", "rms", "decomposed", "none"]
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "tanh": nn.Tanh,
@@ -29,6 +30,11 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 _GAIN = {"relu": 2.0, "gelu": 2.0, "silu": 2.0, "elu": 2.0}
 """Variance of weights times fan-in that keeps activations of order one; 1 for the rest."""
+
+
+def gain_of(act: str) -> float:
+    """Return the variance of weights times fan-in that suits the activation ``act``."""
+    return _GAIN.get(act, 1.0)
 
 
 def activation(name: str) -> nn.Module:
@@ -48,37 +54,70 @@ def activation(name: str) -> nn.Module:
     return ACTIVATIONS[name]()
 
 
-class ScaledLinear(nn.Linear):
-    """A linear layer that multiplies its weight by a constant: the NTK parametrisation."""
+class Linear(nn.Linear):
+    r"""A linear layer that knows its parametrisation: ``s_{out} (x (s_W W)' + b)`` with constants ``s``.
 
-    scale = 1.0
+    Attributes:
+        ntk: Whether `initialise` moves the fan-in from the weights into ``weight_scale``.
+        gain: Variance of the weights times fan-in; None for that of the activation.
+        weight_scale: ``s_W``.
+        output_scale: ``s_{out}``.
+    """
+
+    ntk = False
+    gain: float | None = None
+    weight_scale = 1.0
+    output_scale = 1.0
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return ``x (scale W)' + b``."""
-        return F.linear(x, self.weight * self.scale, self.bias)
+        """Map ``(..., fan_in)`` to ``(..., fan_out)``."""
+        out = F.linear(x, self.weight if self.weight_scale == 1 else self.weight * self.weight_scale, self.bias)
+        return out if self.output_scale == 1 else out * self.output_scale
 
 
-class ScaledConv2d(nn.Conv2d):
-    """A convolution that multiplies its weight by a constant: the NTK parametrisation."""
+class Conv2d(nn.Conv2d):
+    """A convolution that knows its parametrisation, as `Linear` does."""
 
-    scale = 1.0
+    ntk = False
+    gain: float | None = None
+    weight_scale = 1.0
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convolve with ``scale W``."""
-        out: Tensor = self._conv_forward(x, self.weight * self.scale, self.bias)
+        """Convolve with ``s_W W``."""
+        weight = self.weight if self.weight_scale == 1 else self.weight * self.weight_scale
+        out: Tensor = self._conv_forward(x, weight, self.bias)
         return out
 
 
-def linear(fan_in: int, fan_out: int, parametrisation: str, bias: bool = True) -> nn.Linear:
+def linear(fan_in: int, fan_out: int, parametrisation: Parametrisation, bias: bool = True) -> Linear:
     """Return a linear layer of the parametrisation."""
-    kind = ScaledLinear if parametrisation == "ntk" else nn.Linear
-    return kind(fan_in, fan_out, bias=bias)
+    layer = Linear(fan_in, fan_out, bias=bias)
+    layer.ntk = parametrisation == "ntk"
+    return layer
 
 
-def conv(fan_in: int, fan_out: int, size: int, parametrisation: str, stride: int = 1, bias: bool = False) -> nn.Conv2d:
+def head(fan_in: int, fan_out: int, parametrisation: Parametrisation, bias: bool, output_scale: float) -> Linear:
+    """Return the last layer: gain one, since no activation follows, and its output times ``output_scale``."""
+    layer = linear(fan_in, fan_out, parametrisation, bias)
+    layer.gain, layer.output_scale = 1.0, output_scale
+    return layer
+
+
+def conv(
+    fan_in: int, fan_out: int, size: int, parametrisation: Parametrisation, stride: int = 1, bias: bool = False
+) -> Conv2d:
     """Return a convolution with padding that keeps the size at stride one."""
-    kind = ScaledConv2d if parametrisation == "ntk" else nn.Conv2d
-    return kind(fan_in, fan_out, size, stride=stride, padding=size // 2, bias=bias)
+    layer = Conv2d(fan_in, fan_out, size, stride=stride, padding=size // 2, bias=bias)
+    layer.ntk = parametrisation == "ntk"
+    return layer
+
+
+class DecomposedLayerNorm(nn.LayerNorm):
+    """Layer norm from primitives at all times, so that derivatives of every order are right."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last dimensions of ``x``."""
+        return normalise(x, range(-len(self.normalized_shape), 0), self.eps) * self.weight + self.bias
 
 
 def channel_norm(name: str, channels: int) -> nn.Module:
@@ -95,7 +134,9 @@ def channel_norm(name: str, channels: int) -> nn.Module:
 
 
 def token_norm(name: str, width: int) -> nn.Module:
-    """Return a norm over the features of tokens: layer, rms or none."""
+    """Return a norm over the features of tokens: layer, rms, decomposed (a layer norm from primitives) or none."""
+    if name == "decomposed":
+        return DecomposedLayerNorm(width)
     if name == "layer":
         return nn.LayerNorm(width)
     if name == "rms":
@@ -103,25 +144,34 @@ def token_norm(name: str, width: int) -> nn.Module:
     if name == "none":
         return nn.Identity()
     raise InvalidInput(
-        explain(f"The norm {name!r} does not act on tokens", "features are normalised here", "Use layer, rms or none")
+        explain(
+            f"The norm {name!r} does not act on tokens",
+            "features are normalised here",
+            "Use layer, rms, decomposed or none",
+        )
     )
 
 
-def initialise(model: nn.Module, *, seed: int, act: str, scale: float, last: str) -> None:
-    r"""Draw all weights from named streams of ``seed``, ``W \sim N(0, (scale)^2 gain / fan_in)``, biases zero.
+def initialise(model: nn.Module, *, seed: int, act: str, scale: float) -> None:
+    r"""Draw all weights from named streams of ``seed``, ``W \sim N(0, scale^2 gain / fan_in)``, biases zero.
 
-    With the NTK parametrisation the weights are of order one and the factor ``\sqrt{gain / fan_in}`` moves into the
-    forward pass, so the function at initialisation is the same and its gradient flows differ. The layer called
-    ``last`` has gain one.
+    With the NTK parametrisation the weights are ``N(0, scale^2)`` and ``\sqrt{gain / fan_in}`` moves into the forward
+    pass: the function at initialisation is the same, gradient descent on it is not.
+
+    Args:
+        model: Made of the layers of this module; its weights are written.
+        seed: Root of the streams.
+        act: Activation, which sets the gain where a layer has none of its own.
+        scale: Factor on every weight.
     """
     for name, module in model.named_modules():
         stream = _rng.generator(seed, "init", name)
         with torch.no_grad():
-            if isinstance(module, (nn.Linear, nn.Conv2d)):
-                fan_in = module.weight[0].numel()
-                std = math.sqrt((1.0 if name == last else _GAIN.get(act, 1.0)) / fan_in)
-                if isinstance(module, (ScaledLinear, ScaledConv2d)):
-                    module.scale, std = std, 1.0
+            if isinstance(module, (Linear, Conv2d)):
+                gain = gain_of(act) if module.gain is None else module.gain
+                std = math.sqrt(gain / module.weight[0].numel())
+                if module.ntk:
+                    module.weight_scale, std = std, 1.0
                 drawn = torch.randn(module.weight.shape, generator=stream, dtype=torch.float64)
                 module.weight.copy_(drawn * std * scale)
                 if module.bias is not None:

@@ -1,76 +1,35 @@
-"""Models of vectors and images: MLP, Myrtle-style CNN, ResNet."""
+"""Residual networks of any depth from 8 to 101."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
 from thalweg.errors import InvalidInput, explain
-from thalweg.problem.zoo.layers import activation, channel_norm, conv, linear
-
-
-class MLP(nn.Sequential):
-    """``depth`` linear layers of equal ``width`` with an activation between each two; inputs are flattened.
-
-    Args:
-        inputs: Entries of one sample.
-        outputs: Outputs.
-        depth: Weight layers, at least one.
-        width: Hidden units.
-        act: Activation.
-        parametrisation: ``"standard"`` or ``"ntk"``.
-        bias: Whether layers have one.
-    """
-
-    def __init__(
-        self, inputs: int, outputs: int, depth: int, width: int, act: str, parametrisation: str, bias: bool = True
-    ) -> None:
-        layers: list[nn.Module] = [nn.Flatten()]
-        for index in range(depth):
-            fan_in = inputs if index == 0 else width
-            fan_out = outputs if index == depth - 1 else width
-            layers.append(linear(fan_in, fan_out, parametrisation, bias))
-            if index < depth - 1:
-                layers.append(activation(act))
-        super().__init__(*layers)
-
-
-class CNN(nn.Sequential):
-    """Myrtle-style: ``depth - 1`` 3x3 convolutions with average pooling spread between them, then a linear layer.
-
-    Pooling halves the image while it is at least four wide, then a mean over what is left.
-    """
-
-    def __init__(
-        self,
-        shape: tuple[int, int, int],
-        outputs: int,
-        depth: int,
-        width: int,
-        act: str,
-        parametrisation: str,
-        norm: str,
-    ) -> None:
-        channels, side = shape[0], min(shape[1:])
-        blocks = depth - 1
-        pools = 0
-        while side >> (pools + 1) >= 2 and pools < blocks:
-            pools += 1
-        after = {round((i + 1) * blocks / pools) - 1 for i in range(pools)}
-        layers: list[nn.Module] = []
-        for index in range(blocks):
-            layers += [conv(channels, width, 3, parametrisation), channel_norm(norm, width), activation(act)]
-            channels = width
-            if index in after:
-                layers.append(nn.AvgPool2d(2))
-        layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear(channels, outputs, parametrisation)]
-        super().__init__(*layers)
+from thalweg.problem.zoo.layers import (
+    Activation,
+    Conv2d,
+    Norm,
+    Parametrisation,
+    activation,
+    channel_norm,
+    conv,
+    gain_of,
+    head,
+)
 
 
 class _Block(nn.Module):
     """A residual block: two 3x3 convolutions, or 1x1, 3x3, 1x1 with a bottleneck."""
 
     def __init__(
-        self, fan_in: int, width: int, stride: int, bottleneck: bool, act: str, parametrisation: str, norm: str
+        self,
+        fan_in: int,
+        width: int,
+        stride: int,
+        bottleneck: bool,
+        act: Activation,
+        parametrisation: Parametrisation,
+        norm: Norm,
     ) -> None:
         super().__init__()
         fan_out = 4 * width if bottleneck else width
@@ -78,17 +37,24 @@ class _Block(nn.Module):
         if not bottleneck:
             sizes = [(fan_in, width, 3, stride), (width, width, 3, 1)]
         layers: list[nn.Module] = []
-        for number, (a, b, size, by) in enumerate(sizes):
-            layers += [conv(a, b, size, parametrisation, stride=by), channel_norm(norm, b)]
-            if number < len(sizes) - 1:
-                layers.append(activation(act))
-        self.branch = nn.Sequential(*layers)
+        for a, b, size, by in sizes[:-1]:
+            layers += [conv(a, b, size, parametrisation, stride=by), channel_norm(norm, b), activation(act)]
+        a, b, size, by = sizes[-1]
+        last = conv(a, b, size, parametrisation, stride=by)
+        self.branch = nn.Sequential(*layers, last, channel_norm(norm, b))
         self.skip: nn.Module = nn.Identity()
         if stride != 1 or fan_in != fan_out:
             self.skip = nn.Sequential(
                 conv(fan_in, fan_out, 1, parametrisation, stride=stride), channel_norm(norm, fan_out)
             )
         self.act = activation(act)
+
+    @property
+    def last(self) -> Conv2d:
+        """The convolution that ends the branch."""
+        last = self.branch[-2]
+        assert isinstance(last, Conv2d)
+        return last
 
     def forward(self, x: Tensor) -> Tensor:
         """Add the branch to the skip connection."""
@@ -128,7 +94,20 @@ def resnet_blocks(depth: int) -> tuple[list[int], bool]:
 class ResNet(nn.Module):
     """A residual network whose stages double the width ``w, 2 w, 4 w, ...`` and halve the image.
 
-    Small images (up to 64 pixels) get a 3x3 stem, larger ones the 7x7 stem with pooling.
+    Small images (up to 64 pixels) get a 3x3 stem, larger ones the 7x7 stem with pooling. Without norms, the last
+    convolution of each of ``B`` branches has its variance divided by ``B``: the output then stays of order one at any
+    depth, where it would grow as ``2^{B/2}``.
+
+    Args:
+        shape: Channels, height and width of an image.
+        outputs: Outputs.
+        depth: Weight layers, those of skip connections left out (see `resnet_blocks`).
+        width: Channels of the first stage.
+        act: Activation.
+        parametrisation: ``"standard"`` or ``"ntk"``.
+        norm: ``"batch"``, ``"group"`` or ``"none"``.
+        bias: Whether the last layer has one; convolutions have none.
+        output_scale: Factor on the output.
     """
 
     def __init__(
@@ -137,9 +116,11 @@ class ResNet(nn.Module):
         outputs: int,
         depth: int,
         width: int,
-        act: str,
-        parametrisation: str,
-        norm: str,
+        act: Activation = "relu",
+        parametrisation: Parametrisation = "standard",
+        norm: Norm = "batch",
+        bias: bool = True,
+        output_scale: float = 1.0,
     ) -> None:
         super().__init__()
         stages, bottleneck = resnet_blocks(depth)
@@ -157,10 +138,13 @@ class ResNet(nn.Module):
             for index in range(count):
                 stride = 2 if stage > 0 and index == 0 else 1
                 here = width * 2**stage
-                blocks.append(_Block(channels, here, stride, bottleneck, act, parametrisation, norm))
+                block = _Block(channels, here, stride, bottleneck, act, parametrisation, norm)
+                if norm == "none":
+                    block.last.gain = gain_of(act) / sum(stages)
+                blocks.append(block)
                 channels = 4 * here if bottleneck else here
         self.blocks = nn.Sequential(*blocks)
-        self.head = linear(channels, outputs, parametrisation)
+        self.head = head(channels, outputs, parametrisation, bias, output_scale)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images ``(B, C, H, W)`` to outputs ``(B, outputs)``."""
