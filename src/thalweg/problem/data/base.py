@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -44,6 +45,18 @@ class Data:
         """Shape of one sample."""
         return tuple(self.inputs.shape[1:]) if self.inputs is not None else self.shape
 
+    @property
+    def fingerprint(self) -> str:
+        """Hex digest of name, inputs and targets; of the name and description alone for a stream."""
+        digest = hashlib.blake2b(f"{self.name}/{self.outputs}".encode(), digest_size=16)
+        if self.inputs is None or self.targets is None:
+            digest.update(self.description.encode())
+            return digest.hexdigest()
+        for tensor in (self.inputs, self.targets):
+            digest.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
+            digest.update(tensor.contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
     def pair(self) -> tuple[Tensor, Tensor] | Iterable[Any]:
         """Return what a `Problem` takes as data."""
         if self.inputs is None or self.targets is None:
@@ -72,6 +85,56 @@ def take(count: int | None, available: int, what: str) -> int:
             explain(f"{count} samples of {what} were asked for", f"there are {available}", f"Ask for 1 to {available}")
         )
     return count
+
+
+def quotas(samples: int | None, classes: int | None, available: int) -> int | None:
+    """Return how many samples of each class to take, or None for all there are.
+
+    Raises:
+        InvalidInput: There are fewer classes, or they cannot have equal shares of ``samples``.
+    """
+    if classes is None:
+        return None
+    if not 2 <= classes <= available or (samples is not None and (samples < 1 or samples % classes)):
+        raise InvalidInput(
+            explain(
+                f"{'all' if samples is None else samples} samples of {classes} classes were asked for",
+                f"there are {available} classes, and each kept one has an equal share of the samples",
+                f"Ask for 2 to {available} classes, and for a multiple of that many samples",
+            )
+        )
+    return None if samples is None else samples // classes
+
+
+def choose(targets: Tensor, samples: int | None, classes: int | None, available: int, what: str) -> Tensor:
+    """Return which samples to use, in order: the first ones, or the first of each of the first ``classes``.
+
+    Args:
+        targets: Class of every sample, ``(N,)``.
+        samples: How many; None for all.
+        classes: Keep so many classes, with equal shares of ``samples``; None for all.
+        available: How many classes there are.
+        what: Name of the data, for errors.
+
+    Returns:
+        Indices, int64.
+
+    Raises:
+        InvalidInput: There are not so many.
+
+    Example:
+        >>> choose(torch.tensor([0, 2, 1, 1, 0, 1]), 4, 2, 3, "some").tolist()
+        [0, 2, 3, 4]
+    """
+    labels(targets, available)
+    each = quotas(samples, classes, available)
+    if classes is None:
+        return torch.arange(take(samples, len(targets), what))
+    kept = []
+    for number in range(classes):
+        found = (targets == number).nonzero().reshape(-1)
+        kept.append(found[: take(each, len(found), f"class {number} of {what}")])
+    return torch.cat(kept).sort().values
 
 
 def labels(values: Tensor, classes: int) -> Tensor:

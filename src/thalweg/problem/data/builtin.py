@@ -11,7 +11,7 @@ import torch
 
 from thalweg import _rng
 from thalweg.errors import InvalidInput, MissingExtra, explain
-from thalweg.problem.data.base import Data, standardise, take
+from thalweg.problem.data.base import Data, choose, standardise, take
 
 TEXT_FILES = (
     "argparse.py",
@@ -38,7 +38,7 @@ TEXT_FILES = (
 """Sources read for the text data set, in this order."""
 
 
-def digits(samples: int | None, standardised: bool) -> Data:
+def digits(samples: int | None, standardised: bool, classes: int | None = None) -> Data:
     """Return scikit-learn's handwritten digits: 1,797 images of 8 x 8, grey, ten classes."""
     try:
         from sklearn.datasets import load_digits
@@ -51,15 +51,17 @@ def digits(samples: int | None, standardised: bool) -> Data:
             )
         ) from error
     loaded = load_digits()
-    count = take(samples, len(loaded.target), "digits")
-    images = torch.from_numpy(loaded.images[:count].astype(np.float32) / 16).unsqueeze(1)
+    targets = torch.from_numpy(loaded.target.astype(np.int64))
+    index = choose(targets, samples, classes, 10, "digits")
+    images = torch.from_numpy(loaded.images.astype(np.float32) / 16).unsqueeze(1)[index]
+    outputs = classes or 10
     return Data(
         name="digits",
         inputs=standardise(images) if standardised else images,
-        targets=torch.from_numpy(loaded.target[:count].astype(np.int64)),
-        outputs=10,
+        targets=targets[index],
+        outputs=outputs,
         task="classification",
-        description=f"{count:,} handwritten digits of 8 x 8 pixels in 10 classes",
+        description=f"{len(index):,} handwritten digits of 8 x 8 pixels in {outputs} classes",
     )
 
 
@@ -69,15 +71,15 @@ def sorting(samples: int | None, length: int, vocabulary: int, seed: int) -> Dat
     A sequence is ``x_1 .. x_n, separator, s_1 .. s_n``; token t predicts token t + 1, and targets before the
     separator are -100.
     """
-    if length < 2 or vocabulary < 2:
+    count = 1000 if samples is None else samples
+    if length < 2 or vocabulary < 2 or count < 1:
         raise InvalidInput(
             explain(
-                f"Lists of {length} from {vocabulary} numbers",
+                f"{count} lists of {length} from {vocabulary} numbers",
                 "there is nothing to sort",
-                "Use at least 2 of each",
+                "Use at least one list, and at least 2 of the others",
             )
         )
-    count = samples or 1000
     stream = _rng.generator(seed, "data", "sorting")
     lists = torch.randint(vocabulary, (count, length), generator=stream)
     separator = torch.full((count, 1), vocabulary)

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import gzip
+import math
 import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from thalweg.errors import InvalidInput, explain
-from thalweg.problem.data.base import Data, labels, standardise, take
+from thalweg.problem.data.base import Data, choose, standardise
 
 _CIFAR_RECORD = 1 + 3 * 32 * 32
 _IDX_TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 
 
-def cifar10(folder: Path, samples: int | None, standardised: bool, train: bool) -> Data:
+def cifar10(folder: Path, samples: int | None, standardised: bool, train: bool, classes: int | None = None) -> Data:
     """Return CIFAR-10 from its *binary* version: ``data_batch_1.bin`` .. ``data_batch_5.bin``, ``test_batch.bin``.
 
     Raises:
@@ -34,7 +36,7 @@ def cifar10(folder: Path, samples: int | None, standardised: bool, train: bool) 
         )
     records = []
     for path in paths:
-        raw = np.frombuffer(path.read_bytes(), dtype=np.uint8)
+        raw = np.frombuffer(_bytes(path), dtype=np.uint8)
         if len(raw) == 0 or len(raw) % _CIFAR_RECORD:
             raise InvalidInput(
                 explain(
@@ -45,19 +47,23 @@ def cifar10(folder: Path, samples: int | None, standardised: bool, train: bool) 
             )
         records.append(raw.reshape(-1, _CIFAR_RECORD))
     whole = np.concatenate(records)
-    count = take(samples, len(whole), "CIFAR-10")
-    images = torch.from_numpy(whole[:count, 1:].reshape(-1, 3, 32, 32).astype(np.float32) / 255)
+    targets = torch.from_numpy(whole[:, 0].astype(np.int64))
+    index = choose(targets, samples, classes, 10, "CIFAR-10")
+    images = torch.from_numpy(whole[index.numpy(), 1:].reshape(-1, 3, 32, 32).astype(np.float32) / 255)
+    split, outputs = "training" if train else "test", classes or 10
     return Data(
         name="cifar10",
         inputs=standardise(images) if standardised else images,
-        targets=labels(torch.from_numpy(whole[:count, 0].astype(np.int64)), 10),
-        outputs=10,
+        targets=targets[index],
+        outputs=outputs,
         task="classification",
-        description=f"{count:,} CIFAR-10 {'training' if train else 'test'} images of 32 x 32 pixels in 10 classes",
+        description=f"{len(index):,} CIFAR-10 {split} images of 32 x 32 pixels in {outputs} classes",
     )
 
 
-def idx(folder: Path, samples: int | None, standardised: bool, train: bool, name: str = "mnist") -> Data:
+def idx(
+    folder: Path, samples: int | None, standardised: bool, train: bool, name: str = "mnist", classes: int | None = None
+) -> Data:
     """Return images and labels from MNIST's IDX files (also Fashion-MNIST), plain or gzipped.
 
     Raises:
@@ -65,42 +71,55 @@ def idx(folder: Path, samples: int | None, standardised: bool, train: bool, name
     """
     prefix = "train" if train else "t10k"
     images = read_idx(_find(folder, f"{prefix}-images-idx3-ubyte", f"{prefix}-images.idx3-ubyte"))
-    classes = read_idx(_find(folder, f"{prefix}-labels-idx1-ubyte", f"{prefix}-labels.idx1-ubyte"))
-    if images.ndim != 3 or classes.ndim != 1 or len(images) != len(classes):
+    digits = read_idx(_find(folder, f"{prefix}-labels-idx1-ubyte", f"{prefix}-labels.idx1-ubyte"))
+    if images.ndim != 3 or digits.ndim != 1 or len(images) != len(digits) or images.dtype != np.uint8:
         raise InvalidInput(
             explain(
-                f"Images have shape {images.shape} and labels {classes.shape}",
-                "there must be one label for each image",
+                f"Images have shape {images.shape} and type {images.dtype}, labels shape {digits.shape}",
+                "there must be one label for each image, and pixels of one byte",
                 "Check that both files belong together",
             )
         )
-    count = take(samples, len(images), name)
-    pixels = torch.from_numpy(images[:count].astype(np.float32) / 255).unsqueeze(1)
+    targets = torch.from_numpy(digits.astype(np.int64))
+    index = choose(targets, samples, classes, 10, name)
+    pixels = torch.from_numpy(images[index.numpy()].astype(np.float32) / 255).unsqueeze(1)
+    outputs = classes or 10
     return Data(
         name=name,
         inputs=standardise(pixels) if standardised else pixels,
-        targets=labels(torch.from_numpy(classes[:count].astype(np.int64)), 10),
-        outputs=10,
+        targets=targets[index],
+        outputs=outputs,
         task="classification",
-        description=f"{count:,} {name} images of {pixels.shape[2]} x {pixels.shape[3]} pixels in 10 classes",
+        description=f"{len(index):,} {name} images of {pixels.shape[2]} x {pixels.shape[3]} pixels "
+        f"in {outputs} classes",
     )
 
 
 def read_idx(path: Path) -> np.ndarray:
     """Read one IDX file: two zero bytes, a type, the number of dimensions, the sizes, the data, all big-endian."""
-    try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError) as error:
-        raise _broken(path, str(error)) from error
+    raw = _bytes(path)
+    if path.suffix == ".gz":
+        try:
+            raw = gzip.decompress(raw)
+        except (OSError, EOFError, zlib.error) as error:
+            raise _broken(path, str(error)) from error
     if len(raw) < 4 or raw[:2] != b"\0\0" or raw[2] not in _IDX_TYPES or len(raw) < 4 + 4 * raw[3]:
         raise _broken(path, "its header is not one of IDX")
     sizes = struct.unpack(f">{raw[3]}I", raw[4 : 4 + 4 * raw[3]])
     dtype = np.dtype(_IDX_TYPES[raw[2]])
     body = raw[4 + 4 * raw[3] :]
-    expected = int(np.prod(sizes)) * dtype.itemsize
+    expected = math.prod(sizes) * dtype.itemsize
     if len(body) != expected:
         raise _broken(path, f"its header promises {expected:,} bytes and {len(body):,} follow")
     return np.frombuffer(body, dtype=dtype).reshape(sizes)
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InvalidInput(explain(f"{path} cannot be read", reason, "Check the disk and its permissions")) from error
 
 
 def _find(folder: Path, *names: str) -> Path:

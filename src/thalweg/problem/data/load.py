@@ -18,7 +18,7 @@ from thalweg.problem.data.base import Data
 DataName = Literal[
     "digits", "sorting", "text", "cifar10", "mnist", "fashion_mnist", "cifar100", "imagenet", "wikitext103"
 ]
-LossName = Literal["mse", "cross_entropy"]
+LossName = Literal["mse", "mse_mean", "cross_entropy"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,10 @@ class DataConfig:
     name: DataName = "digits"
     """digits, sorting and text need no file; the others are read from path, or through datasets by name."""
     samples: int | None = None
-    """How many samples, from the start; default all (1,000 lists for sorting)."""
+    """How many samples, from the start; default all (1,000 lists for sorting), streamed for
+    wikitext103 and imagenet."""
+    classes: int | None = None
+    """Keep only the first so many classes of images, with equal shares of the samples; default all."""
     path: str | None = None
     """Folder of local files: CIFAR-10 binaries, IDX files, a copy made by datasets, or parquet files."""
     train: bool = True
@@ -55,8 +58,12 @@ def load_data(config: DataConfig) -> Data:
         (6,)
     """
     c = config
+    if c.classes is not None and c.name in ("sorting", "text", "wikitext103"):
+        raise InvalidInput(
+            explain(f"{c.classes} classes of {c.name} were asked for", "its samples have none", "Leave classes out")
+        )
     if c.name == "digits":
-        return builtin.digits(c.samples, c.standardise)
+        return builtin.digits(c.samples, c.standardise, c.classes)
     if c.name == "sorting":
         return builtin.sorting(c.samples, c.length, c.vocabulary, c.seed)
     if c.name == "text":
@@ -65,24 +72,27 @@ def load_data(config: DataConfig) -> Data:
     if folder is not None and not folder.is_dir():
         raise InvalidInput(explain(f"{folder} is not a folder", "data is read from there", "Pass an existing folder"))
     if folder is not None and c.name == "cifar10" and list(folder.glob("*.bin")):
-        return files.cifar10(folder, c.samples, c.standardise, c.train)
+        return files.cifar10(folder, c.samples, c.standardise, c.train, c.classes)
     if folder is not None and c.name in ("mnist", "fashion_mnist") and list(folder.glob("*idx*")):
-        return files.idx(folder, c.samples, c.standardise, c.train, c.name)
-    return hub.from_hub(c.name, folder, c.samples, c.standardise, c.train, c.length)
+        return files.idx(folder, c.samples, c.standardise, c.train, c.name, c.classes)
+    return hub.from_hub(c.name, folder, c.samples, c.standardise, c.train, c.length, c.classes)
 
 
 def loss_for(name: LossName, data: Data) -> Callable[[Tensor, Tensor], Tensor]:
     r"""Return the loss called ``name`` for class indices.
 
-    ``"mse"`` is ``\frac{1}{2} \frac{1}{B} \sum_i \sum_c (f_{ic} - y_{ic})^2`` with one-hot ``y``: half the squared
-    error per sample, summed over classes. ``"cross_entropy"`` is torch's mean over targets that are not -100.
+    ``"mse"`` is ``\frac{1}{2 B} \sum_i \sum_c (f_{ic} - y_{ic})^2`` with one-hot ``y``: half the squared error of a
+    sample, summed over classes, as work on the edge of stability has it. ``"mse_mean"`` divides that by the number of
+    classes: ``\frac{1}{2 B C} \sum_{ic}``, as work on phase diagrams has it. Both give the same path at learning rates
+    in proportion; sharpness differs by the factor ``C``. ``"cross_entropy"`` is torch's mean over targets that are
+    not -100.
 
     Raises:
         InvalidInput: Squared error on tokens, or an unknown name.
     """
     if name == "cross_entropy":
         return F.cross_entropy
-    if name != "mse" or data.task != "classification":
+    if name not in ("mse", "mse_mean") or data.task != "classification":
         raise InvalidInput(
             explain(
                 f"The loss {name!r} does not fit {data.name}",
@@ -91,9 +101,10 @@ def loss_for(name: LossName, data: Data) -> Callable[[Tensor, Tensor], Tensor]:
             )
         )
     classes = data.outputs
+    divisor = 2 if name == "mse" else 2 * classes
 
     def squared_error(output: Tensor, target: Tensor) -> Tensor:
         wanted = F.one_hot(target, classes).to(output.dtype)
-        return torch.sum((output - wanted) ** 2, dim=1).mean() / 2
+        return torch.sum((output - wanted) ** 2, dim=1).mean() / divisor
 
     return squared_error
