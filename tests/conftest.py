@@ -2,6 +2,7 @@
 
 import copy
 import random
+import signal
 import warnings
 import zlib
 from contextlib import contextmanager
@@ -11,6 +12,11 @@ import pytest
 import torch
 
 from thalweg.errors import ThalwegWarning
+
+
+def pytest_configure() -> None:
+    """A run in the background inherits an ignored SIGINT; the tests of Ctrl-C, and their children, must hear it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def switches() -> dict[str, object]:

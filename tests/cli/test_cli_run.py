@@ -209,8 +209,6 @@ def start(*arguments):
     return subprocess.Popen(
         [sys.executable, "-m", "thalweg.cli.main", *arguments],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
-        # A test run in the background inherits an ignored SIGINT; the child must hear it.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
 
 
