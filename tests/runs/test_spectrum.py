@@ -110,11 +110,11 @@ def test_where_the_tracker_does_not_converge(tmp_path, monkeypatch):
 
     update, given = EigenTracker.update, []
 
-    def failing(self, operator, limit=None):
+    def failing(self, operator, limit=None, *, w=None):
         if self._updates == 2 and not given:
             given.append(top_eigenpairs(operator, 3, method=Lanczos(tol=1e-14, max_products=8), strict=False))
             raise NotConverged("The tracker gave up. It had no time. Give it more.", given[0])
-        return update(self, operator, limit)
+        return update(self, operator, limit, w=w)
 
     monkeypatch.setattr(EigenTracker, "update", failing)
     run = train(killable.make_problem(), RULES["gd"], 5, folder=tmp_path / "run", measures=[Spectrum(k=2)])

@@ -32,6 +32,7 @@ class Spectrum(Measure):
     the coordinates ``P^1/2 w``, in which the rule moves along the plain gradient: ``u_i . P^-1/2 g`` and
     ``u_i . P^1/2 (w_{t+1} - w_t)``. Signs of ``u_i`` are aligned from one measurement to the next.
 
+    An eigenvector that joins or leaves the leading ones is an event, ``eigenvalue_birth`` or ``eigenvalue_death``.
     Where the tracker does not converge, the values it has are recorded with their true residuals, and an
     event ``not_converged`` says so; the run goes on.
 
@@ -103,10 +104,11 @@ class Spectrum(Measure):
         with hessian(self._problem(context.problem), context.w, layout=self._layout) as curvature:
             self._layout = curvature.layout_used  # the same products, and bits, for the rest of the run
             operator: Operator = curvature
+            known = len(self._tracker.events)
             if self.preconditioned:
                 operator = effective_hessian(context.rule, context.state, curvature)
             try:
-                pairs = self._tracker.update(operator, limit)
+                pairs = self._tracker.update(operator, limit, w=context.w)
                 tracks = self._tracker.tracks
             except NotConverged as error:
                 if not isinstance(error.result, Eigenpairs):
@@ -115,6 +117,8 @@ class Spectrum(Measure):
                 tracks = ()
                 context.note("not_converged", str(error))
             products = curvature.products
+        if context.step > 0:  # at the start every track is new
+            self._note_changes(context, known)
         count = min(len(pairs.values), self._tracker.count)
         vectors = pairs.vectors[:, :count]
         root = 1.0 if diagonal is None else diagonal.to(context.w.dtype).sqrt()
@@ -130,6 +134,13 @@ class Spectrum(Measure):
         if context.update is not None:
             values["update_projection"] = _numbers(vectors.T @ (context.update * root))
         return values
+
+    def _note_changes(self, context: Context, known: int) -> None:
+        for kind in ("birth", "death"):
+            named = [f"{e.track} at {e.value:.4g}" for e in self._tracker.events[known:] if e.kind == kind]
+            if named:
+                begin = "Joined" if kind == "birth" else "Left"
+                context.note(f"eigenvalue_{kind}", f"{begin} the leading ones: track {', '.join(named)}")
 
     def state_dict(self) -> dict[str, Tensor]:
         """The tracker's state, and the layout that it started with."""

@@ -14,11 +14,15 @@ from thalweg.operators.base import Operator
 
 @dataclass(frozen=True)
 class BlockResult:
-    """Leading Ritz pairs of a block space, values descending, vectors as rows, residuals explicit."""
+    """Leading Ritz pairs of a block space, values descending, vectors as rows, residuals explicit.
+
+    ``coordinates`` are those of the vectors in the space, as columns.
+    """
 
     values: Tensor
     rows: Tensor
     residuals: Tensor
+    coordinates: Tensor
     converged: bool
 
 
@@ -129,7 +133,7 @@ def solve_block(
         open_pairs = torch.nonzero(residuals > tol * scale).reshape(-1)
         short = len(values) < min(count, space.operator.size)
         if not len(open_pairs) and not short:
-            return BlockResult(values, space.vectors(coordinates), residuals, True)
+            return BlockResult(values, space.vectors(coordinates), residuals, coordinates, True)
         if space.size + len(open_pairs) > space.capacity:
             if space.capacity == space.operator.size and space.size == space.capacity:
                 break
@@ -140,4 +144,5 @@ def solve_block(
     values, coordinates, residual_rows = space.ritz(count)
     residuals = residual_rows.norm(dim=1).to("cpu", torch.float64)
     scale = max(float(values.abs().max()), 1e-300)
-    return BlockResult(values, space.vectors(coordinates), residuals, bool((residuals <= tol * scale).all()))
+    done = bool((residuals <= tol * scale).all())
+    return BlockResult(values, space.vectors(coordinates), residuals, coordinates, done)

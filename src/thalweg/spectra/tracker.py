@@ -12,8 +12,11 @@ from thalweg import _rng
 from thalweg.errors import InvalidInput, NotConverged, explain
 from thalweg.operators.base import Operator
 from thalweg.spectra.block import BlockResult, BlockSpace, solve_block
+from thalweg.spectra.history import History
 from thalweg.spectra.lanczos import Lanczos, top_eigenpairs
 from thalweg.spectra.results import Eigenpairs, Stop
+
+_KEPT = ("last", "values", "guard")
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class TrackEvent:
         update: Number of the update, from zero.
         kind: ``"birth"`` or ``"death"``.
         track: Identity of the eigenvector's track.
-        value: Its eigenvalue at that moment.
+        value: Its eigenvalue at a birth, and the last one that was seen at a death.
     """
 
     update: int
@@ -36,11 +39,11 @@ class TrackEvent:
 class EigenTracker:
     r"""Follow the leading eigenpairs of an operator that changes a little from call to call.
 
-    Each `update` starts from the eigenvectors of one and two calls ago (at the edge of stability the weights
-    alternate, so those of two calls ago are the closer ones) and from one *guard* direction, the best known in the
-    complement with some noise, which costs one product a call and lets an eigenvalue that rises out of the bulk be
-    noticed. It then expands by the
-    residuals of unconverged pairs until ``|A v - theta v| <= tol |theta_1|``. Every residual returned is explicit.
+    Each `update` starts from a prediction: the combination of the eigenvectors of past calls that reproduces the
+    new weights from the past weights (see `thalweg.spectra.history`), so pass ``w``. One *guard* direction, the best
+    known in the complement with some noise, costs one product a call and lets an eigenvalue that rises out of the
+    bulk be noticed. The space is then expanded by the residuals of unconverged pairs until
+    ``|A v - theta v| <= tol |theta_1|``. Every residual returned is explicit: it comes from products at this call.
 
     Args:
         k: How many pairs to follow at least.
@@ -49,6 +52,8 @@ class EigenTracker:
         grow: Whether the number may grow for that.
         max_k: Largest number of pairs; default 20.
         tol: Relative residual; default 1e-3.
+        history: Calls that the prediction draws on; each keeps ``k + 1`` vectors of length P. 1 starts from the
+            last vectors, and keeps least.
         seed: Seed of the random directions.
 
     Attributes:
@@ -77,6 +82,7 @@ class EigenTracker:
         grow: bool = True,
         max_k: int = 20,
         tol: float = 1e-3,
+        history: int = 6,
         seed: int = 0,
     ) -> None:
         if k < 1 or max_k < k or not tol > 0 or (threshold is not None and not threshold > 0):
@@ -99,16 +105,19 @@ class EigenTracker:
         self.events: list[TrackEvent] = []
         self._updates = 0
         self._next_track = 0
+        self._history = History(history)
         self._last: Tensor | None = None
-        self._before: Tensor | None = None
+        self._values: Tensor | None = None
         self._guard: Tensor | None = None
 
-    def update(self, operator: Operator, limit: float | None = None) -> Eigenpairs:
+    def update(self, operator: Operator, limit: float | None = None, *, w: Tensor | None = None) -> Eigenpairs:
         """Return the leading pairs of ``operator``.
 
         Args:
             operator: The operator now, same size as before.
             limit: The stability limit in the operator's units, for ``threshold``.
+            w: The weights that the operator belongs to, shape ``(P,)``. Without them the prediction is a line
+                through past calls, which costs more products.
 
         Returns:
             `Eigenpairs` with ``count`` pairs, values descending, vectors sign-aligned with the last call.
@@ -120,7 +129,7 @@ class EigenTracker:
         first = operator.products
         count = min(self.count, operator.size)
         space = BlockSpace(operator, capacity=max(6 * (self.max_k if self.grow else count), 24))
-        result = self._warm(space, count) if self._last is not None else None
+        result = self._warm(space, count, w) if len(self._history) else None
         if result is None or not result.converged:
             space, result = self._cold(operator, count, space)
         while self._wants_more(result, limit, operator.size):
@@ -131,7 +140,7 @@ class EigenTracker:
                 space, result = self._cold(operator, count, space)
         self.count = max(self.count, count)
         rows = self._match(result)
-        self._remember(space, rows, count, operator)
+        self._remember(space, result, rows, w)
         self._updates += 1
         return Eigenpairs(
             values=result.values.to(operator.dtype),
@@ -147,29 +156,27 @@ class EigenTracker:
             "counters": torch.tensor([self._updates, self._next_track, self.count], dtype=torch.int64),
             "tracks": torch.tensor(self.tracks, dtype=torch.int64),
         }
-        for name in ("last", "before", "guard"):
+        for name in _KEPT:
             tensor = getattr(self, f"_{name}")
             if tensor is not None:
                 state[name] = tensor.detach().clone()
-        return state
+        return state | {f"history.{name}": tensor for name, tensor in self._history.state_dict().items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take over a state that `state_dict` gave; events stay with the run's own record."""
         self._updates, self._next_track, self.count = (int(n) for n in state["counters"])
         self.tracks = tuple(int(n) for n in state["tracks"])
-        for name in ("last", "before", "guard"):
+        for name in _KEPT:
             setattr(self, f"_{name}", state[name].clone() if name in state else None)
+        self._history.load_state_dict(
+            {name.removeprefix("history."): t for name, t in state.items() if name.startswith("history.")}
+        )
 
-    def _warm(self, space: BlockSpace, count: int) -> BlockResult:
+    def _warm(self, space: BlockSpace, count: int, w: Tensor | None) -> BlockResult:
         operator = space.operator
-        assert self._last is not None
-        starts = [self._last if self._before is None else self._before]
-        # A direction that has only just joined is not among those of two calls ago.
-        new = self._last - (self._last @ starts[0].T) @ starts[0]
-        starts.append(self._last[new.norm(dim=1) > 0.5])
+        starts = [self._history.predict(w)]
         if self._guard is not None:
-            noise = self._noise(operator, "guard")
-            starts.append((self._guard + 0.05 * noise)[None])
+            starts.append((self._guard + 0.05 * self._noise(operator, "guard"))[None])
         space.add(torch.cat(starts).to(operator.device, operator.dtype))
         return solve_block(space, count, self.tol, max_rounds=30)
 
@@ -204,7 +211,9 @@ class EigenTracker:
         unit: Tensor = drawn / drawn.norm()
         return unit.to(operator.device, operator.dtype)
 
-    def _remember(self, space: BlockSpace, rows: Tensor, count: int, operator: Operator) -> None:
+    def _remember(self, space: BlockSpace, result: BlockResult, rows: Tensor, w: Tensor | None) -> None:
+        operator, count = space.operator, len(rows)
+        images = space.image(result.coordinates)
         guard = self._noise(operator, "fresh guard")
         if space.size > count:
             # One step of power iteration for free: the image of the next Ritz vector is already there.
@@ -213,9 +222,8 @@ class EigenTracker:
             length = float(image.norm())
             guard = image / length if length > 0 else guard
         self._guard = guard
-        same = self._last is not None and len(self._last) == len(rows)
-        self._before = self._last if same else rows.clone()
-        self._last = rows.clone()
+        self._last, self._values = rows, result.values
+        self._history.append(w, _sharpened(result, images))
 
     def _match(self, result: BlockResult) -> Tensor:
         """Give each pair the track of the old vector it overlaps most, and align its sign with it."""
@@ -232,8 +240,9 @@ class EigenTracker:
                 tracks[i] = names[j]
                 if float(overlap[i, j]) < 0:
                     rows[i].neg_()
-        for name in set(names) - set(tracks):
-            self.events.append(TrackEvent(self._updates, "death", name, float("nan")))
+        ended = dict(zip(names, [] if self._values is None else self._values.tolist()))
+        for name in sorted(set(names) - set(tracks)):
+            self.events.append(TrackEvent(self._updates, "death", name, ended[name]))
         self.tracks = tuple(self._birth(float(v)) if t is None else t for t, v in zip(tracks, result.values))
         return rows
 
@@ -242,3 +251,16 @@ class EigenTracker:
         self._next_track += 1
         self.events.append(TrackEvent(self._updates, "birth", track, value))
         return track
+
+
+def _sharpened(result: BlockResult, images: Tensor) -> Tensor:
+    """Return ``A v / theta``, orthonormal rows: a step of power iteration from products that are already there.
+
+    It shrinks what is left of the bulk in each vector, and so makes a better start for the next call. Pairs whose
+    value is not large beside the bulk stay as they are.
+    """
+    values = result.values.to(result.rows)[:, None]
+    large = values > 0.1 * values.abs().max()
+    rows = torch.where(large, images / torch.where(large, values, torch.ones_like(values)), result.rows)
+    q, r = torch.linalg.qr(rows.T)
+    return (q * torch.where(r.diagonal() < 0, -1.0, 1.0)).T
