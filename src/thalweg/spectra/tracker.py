@@ -263,4 +263,5 @@ def _sharpened(result: BlockResult, images: Tensor) -> Tensor:
     large = values > 0.1 * values.abs().max()
     rows = torch.where(large, images / torch.where(large, values, torch.ones_like(values)), result.rows)
     q, r = torch.linalg.qr(rows.T)
-    return (q * torch.where(r.diagonal() < 0, -1.0, 1.0)).T
+    signed: Tensor = q * torch.where(r.diagonal() < 0, -1.0, 1.0)
+    return signed.T
