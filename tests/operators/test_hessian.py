@@ -281,14 +281,14 @@ class TestWithoutSecondDerivative:
 @pytest.mark.parametrize("name", cases.CASES)
 def test_batched_columns_agree_with_the_loop(references, name):
     """What a GPU does with blocks, done on the CPU."""
-    from thalweg.operators.layouts import _accumulate, linearise
+    from thalweg.operators.layouts import accumulate, linearise
 
     case, matrix = references[name]
     problem = case.problem()
     block = torch.randn(11, problem.dimension, dtype=torch.float64)
     out = torch.zeros_like(block)
     for batch, weight in problem.batches():
-        _accumulate(out, linearise(problem, problem.initial, batch), block, weight, batched=True)
+        accumulate(out, linearise(problem, problem.initial, batch), block, weight, batched=True)
     assert float((out - block @ matrix).norm()) <= 1e-12 * float((block @ matrix).norm())
 
 

@@ -17,6 +17,7 @@ from thalweg.operators.layouts import (
     Graph,
     HessianLayout,
     Linearised,
+    forget_values,
     linearise,
 )
 from thalweg.problem.guards import no_autocast
@@ -78,11 +79,11 @@ class HessianOperator(Operator):
         for number, (batch, weight) in enumerate(problem.batches()):
             if known is None:  # counting doubles the cost of recording, so it is done once a problem
                 with memory.SavedBytes() as saved:
-                    graphs.append((linearise(problem, w, batch), weight))
+                    graphs.append((forget_values(linearise(problem, w, batch)), weight))
                 kept += saved.bytes
                 self.record["graph_bytes"] = kept * problem.batch_count // (number + 1)
             elif known <= allowed or layout == "linearised":
-                graphs.append((linearise(problem, w, batch), weight))
+                graphs.append((forget_values(linearise(problem, w, batch)), weight))
             if layout == "auto" and self.record["graph_bytes"] > allowed:
                 problem.notes["graph_bytes"] = self.record["graph_bytes"]
                 self.record["why"] = "the kept graph would need more memory than allowed"

@@ -7,8 +7,7 @@ All of them loop over the batches of the problem with weights ``n_b / N``, so th
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,14 +16,14 @@ from torch import Tensor
 from thalweg._rng import generator
 from thalweg._vectors import Layout
 from thalweg.errors import NotDifferentiable, explain
-from thalweg.problem.guards import no_autocast
+from thalweg.problem.graphs import BATCHED_COLUMNS as BATCHED_COLUMNS
+from thalweg.problem.graphs import Graph as Graph
+from thalweg.problem.graphs import accumulate as accumulate
+from thalweg.problem.graphs import forget_values as forget_values
+from thalweg.problem.graphs import linearise as linearise
+from thalweg.problem.graphs import no_second_derivative as no_second_derivative
+from thalweg.problem.graphs import second_derivative as second_derivative
 from thalweg.problem.problem import Problem
-
-Graph = tuple[list[Tensor], Sequence[Tensor]]
-"""Leaves, and the gradient at them with its own graph."""
-
-BATCHED_COLUMNS = 8
-"""Columns per batched backward on a GPU; on the CPU a loop is faster (measured: blocks cost 1.8-3.9 a vector)."""
 
 
 class HessianLayout(ABC):
@@ -49,7 +48,7 @@ class DoubleBackward(HessianLayout):
         """Linearise each batch once, use it for every row of the block, drop it."""
         out = torch.zeros_like(block)
         for batch, weight in self.problem.batches():
-            _accumulate(out, linearise(self.problem, self.w, batch), block, weight)
+            accumulate(out, forget_values(linearise(self.problem, self.w, batch)), block, weight)
         return out
 
 
@@ -64,7 +63,7 @@ class Linearised(HessianLayout):
         """Run one backward pass per row through every kept graph."""
         out = torch.zeros_like(block)
         for graph, weight in self.graphs:
-            _accumulate(out, graph, block, weight)
+            accumulate(out, graph, block, weight)
         return out
 
     def close(self) -> None:
@@ -122,7 +121,7 @@ class ForwardReverse(HessianLayout):
         """Compare on a random vector: a given one may miss the terms that are lost."""
         probe = torch.randn(self.w.shape, generator=generator(0, "forward_reverse")).to(self.w)
         result, reference = self._push(batch, probe, self._vector_pulled), torch.zeros_like(probe).unsqueeze(0)
-        _accumulate(reference, linearise(self.problem, self.w, batch), probe.unsqueeze(0), 1.0)
+        accumulate(reference, linearise(self.problem, self.w, batch), probe.unsqueeze(0), 1.0)
         difference, size = float((result - reference[0]).norm()), float(reference.norm())
         if difference > torch.finfo(self.w.dtype).eps ** 0.5 * size:
             raise NotDifferentiable(
@@ -157,103 +156,3 @@ class Difference(HessianLayout):
             ahead, behind = self.w + h * v, self.w - h * v
             rows.append((self.problem.gradient(ahead) - self.problem.gradient(behind)) / (2 * h))
         return torch.stack(rows)
-
-
-def linearise(problem: Problem, w: Tensor, batch: Any) -> Graph:
-    """Return leaves at ``w`` and the gradient of the batch's mean loss with its graph.
-
-    Raises:
-        NotDifferentiable: An operation on the way has no second derivative.
-    """
-    leaves = [leaf.detach().requires_grad_() for leaf in problem.layout.split(w)]
-    with torch.enable_grad(), no_autocast(problem.device):
-        value = problem.loss(leaves, batch)
-        with second_derivative():
-            grads = torch.autograd.grad(value, leaves, create_graph=True, allow_unused=True, materialize_grads=True)
-    if not any(g.requires_grad for g in grads):
-        raise no_second_derivative(None)
-    if not problem.notes.get("walked"):
-        _refuse_dead_ends(grads)
-        problem.notes["walked"] = True
-    return leaves, grads
-
-
-def _refuse_dead_ends(grads: Sequence[Tensor]) -> None:
-    """Raise where the gradient's graph has a node of an operation that is marked as differentiable only once.
-
-    Such a node raises when it is run, but it leads to no leaf, so a product never runs it and loses its terms
-    without a word.
-    """
-    waiting: list[Any] = [g.grad_fn for g in grads if g.grad_fn is not None]
-    seen = set(waiting)
-    while waiting:
-        node = waiting.pop()
-        if node.name() == "torch::autograd::Error":
-            raise no_second_derivative(RuntimeError("an operation is marked with @once_differentiable"))
-        fresh = {child for child, _ in node.next_functions if child is not None} - seen
-        seen |= fresh
-        waiting += fresh
-
-
-@contextmanager
-def second_derivative(passing: str = "allocate") -> Iterator[None]:
-    """Say what a failure inside means, unless memory ran out or its text has ``passing`` in it."""
-    try:
-        yield
-    except (RuntimeError, NotImplementedError) as error:
-        if isinstance(error, torch.OutOfMemoryError) or any(t in str(error) for t in ("allocate", passing)):
-            raise
-        raise no_second_derivative(error) from error
-
-
-def no_second_derivative(error: Exception | None) -> NotDifferentiable:
-    """Build the error for a loss that cannot be differentiated twice."""
-    if error is None:
-        found = "The gradient of the loss does not depend on the weights through recorded operations"
-        why = "its Hessian is zero, or a custom backward hides it"
-    else:
-        found = f"Differentiating the gradient failed: {str(error).splitlines()[0]}"
-        why = "a Hessian product needs a second derivative of every operation"
-    return NotDifferentiable(
-        explain(
-            found,
-            why,
-            'Use layout="difference", or replace the operation (attention: attn_implementation="eager"); '
-            "thalweg doctor names it",
-        )
-    )
-
-
-def _accumulate(out: Tensor, graph: Graph, block: Tensor, weight: float, batched: bool | None = None) -> None:
-    """Add ``weight H V`` of one batch to ``out``; rows are vectors."""
-    batched = block.is_cuda and len(block) > 1 if batched is None else batched
-    leaves, grads = graph
-    recorded = [i for i, g in enumerate(grads) if g.requires_grad]
-    outputs = [grads[i] for i in recorded]
-    shapes, sizes = [leaf.shape for leaf in leaves], [leaf.numel() for leaf in leaves]
-
-    def cut(rows: Tensor, lead: tuple[int, ...]) -> list[Tensor]:
-        parts = torch.split(rows, sizes, dim=-1)
-        return [parts[i].reshape(lead + tuple(shapes[i])) for i in recorded]
-
-    def backward(vectors: list[Tensor], lead: tuple[int, ...]) -> Tensor:
-        with second_derivative():
-            parts = torch.autograd.grad(
-                outputs,
-                leaves,
-                grad_outputs=vectors,
-                retain_graph=True,
-                allow_unused=True,
-                is_grads_batched=bool(lead),
-            )
-        whole = [block.new_zeros((*lead, n)) if p is None else p.reshape((*lead, n)) for p, n in zip(parts, sizes)]
-        return torch.cat(whole, dim=-1)
-
-    if batched:
-        for start in range(0, len(block), BATCHED_COLUMNS):
-            rows = block[start : start + BATCHED_COLUMNS]
-            lead = (len(rows),)
-            out[start : start + len(rows)].add_(backward(cut(rows, lead), lead), alpha=weight)
-    else:
-        for row, v in zip(out, block):
-            row.add_(backward(cut(v, ()), ()), alpha=weight)

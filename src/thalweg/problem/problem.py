@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from thalweg._vectors import Layout, Pattern
+from thalweg._vectors import Pattern
 from thalweg.errors import EmptyData, InvalidInput, NotDeterministic, NotDifferentiable, explain
 from thalweg.problem import determinism, losses
 from thalweg.problem.batches import cache, make_batches, map_tensors, not_indexable, tensors_in
@@ -168,7 +168,8 @@ class Problem:
         for batch, weight in self.batches():
             value, grads, _ = self._batch_gradient(leaves, batch)
             values.append(value * weight)
-            gradient.add_(Layout.join(grads), alpha=weight)
+            for place, part in zip(self.layout.split(gradient), grads):  # joined first, they would take one more vector
+                place.add_(part, alpha=weight)
         return self._sum(values), gradient
 
     def subset(self, indices: Tensor | slice | Sequence[int]) -> Problem:
