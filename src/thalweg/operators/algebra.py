@@ -13,7 +13,12 @@ class Sum(Operator):
     """``A + B``. One product costs one of each."""
 
     def __init__(self, left: Operator, right: Operator) -> None:
-        if (left.size, left.dtype, left.device) != (right.size, right.dtype, right.device):
+        if (left.size, left.space.length, left.dtype, left.device) != (
+            right.size,
+            right.space.length,
+            right.dtype,
+            right.device,
+        ):
             raise InvalidInput(
                 explain(
                     f"The operators have size {left.size} in {left.dtype} and size {right.size} in {right.dtype}",
@@ -21,7 +26,7 @@ class Sum(Operator):
                     "Build both from the same problem, dtype and device",
                 )
             )
-        super().__init__(left.size, left.dtype, left.device)
+        super().__init__(left.size, left.dtype, left.device, left.space)
         self.left, self.right = left, right
 
     def _matvec(self, v: Tensor) -> Tensor:
@@ -35,7 +40,7 @@ class _Wrapped(Operator):
     """An operator on the same vectors as ``inner``."""
 
     def __init__(self, inner: Operator) -> None:
-        super().__init__(inner.size, inner.dtype, inner.device)
+        super().__init__(inner.size, inner.dtype, inner.device, inner.space)
         self.inner = inner
 
 

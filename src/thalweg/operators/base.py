@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from thalweg.errors import InvalidInput, explain
+from thalweg.operators.space import Space
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
@@ -26,13 +27,15 @@ class Operator(ABC):
 
     Attributes:
         size: Length ``P`` of the vectors.
+        space: How they are held; whole by this process unless an operator says otherwise.
         dtype: Their dtype.
         device: Their device.
         products: Matrix-vector products done so far. A block of k vectors counts k.
     """
 
-    def __init__(self, size: int, dtype: torch.dtype, device: torch.device | str) -> None:
+    def __init__(self, size: int, dtype: torch.dtype, device: torch.device | str, space: Space | None = None) -> None:
         self.size = size
+        self.space = space or Space(size)
         self.dtype = dtype
         self.device = torch.device(device)
         self.products = 0
@@ -62,7 +65,7 @@ class Operator(ABC):
         Raises:
             InvalidInput: Shape, dtype or device of ``v`` differ from the operator's.
         """
-        self._check(v, (self.size,))
+        self._check(v, (self.space.length,))
         self.products += 1
         return self._matvec(v.detach()).detach()
 
@@ -78,7 +81,7 @@ class Operator(ABC):
         Raises:
             InvalidInput: Shape, dtype or device of ``block`` differ from the operator's.
         """
-        self._check(block, (self.size, block.shape[-1] if block.ndim == 2 else -1))
+        self._check(block, (self.space.length, block.shape[-1] if block.ndim == 2 else -1))
         if block.shape[1] == 0:
             return torch.empty_like(block)
         self.products += block.shape[1]

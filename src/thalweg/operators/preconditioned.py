@@ -13,7 +13,7 @@ class Preconditioned(Operator):
     """``P^-1/2 A P^-1/2`` for a positive diagonal ``P``; it has the eigenvalues of ``P^-1 A``."""
 
     def __init__(self, inner: Operator, diagonal: Tensor) -> None:
-        super().__init__(inner.size, inner.dtype, inner.device)
+        super().__init__(inner.size, inner.dtype, inner.device, inner.space)
         self.inner = inner
         self.inverse_root = diagonal.to(inner.device, inner.dtype).rsqrt()
 
@@ -50,12 +50,12 @@ def preconditioned(operator: Operator, diagonal: Tensor | float) -> Precondition
         [1.0, 16.0]
     """
     diagonal = torch.as_tensor(diagonal, dtype=operator.dtype).detach()
-    if diagonal.ndim > 1 or diagonal.numel() not in (1, operator.size):
+    if diagonal.ndim > 1 or diagonal.numel() not in (1, operator.space.length):
         raise InvalidInput(
             explain(
                 f"The preconditioner has shape {tuple(diagonal.shape)}",
                 f"it is the diagonal of a matrix of size {operator.size}",
-                f"Pass a vector of shape ({operator.size},) or one number",
+                f"Pass a vector of shape ({operator.space.length},) or one number",
             )
         )
     if not bool((torch.isfinite(diagonal) & (diagonal > 0)).all()):

@@ -35,7 +35,8 @@ class BlockSpace:
     def __init__(self, operator: Operator, capacity: int) -> None:
         self.operator = operator
         self.capacity = min(capacity, operator.size)
-        shape = (self.capacity, operator.size)
+        self.space = operator.space  # every inner product goes through it: vectors may lie in pieces on processes
+        shape = (self.capacity, self.space.length)
         self.rows = torch.empty(shape, dtype=operator.dtype, device=operator.device)
         self.images = torch.empty_like(self.rows)
         self.matrix = torch.zeros(self.capacity, self.capacity, dtype=torch.float64)
@@ -51,7 +52,7 @@ class BlockSpace:
         new = self.rows[before : self.size]
         if len(new):
             images = self.operator.matmat(new.T).T
-            if not bool(torch.isfinite(images).all()):
+            if not bool(torch.isfinite(self.space.norm(images)).all()):
                 raise NonFinite(
                     explain(
                         f"Product number {self.operator.products} is not finite",
@@ -60,7 +61,7 @@ class BlockSpace:
                     )
                 )
             self.images[before : self.size] = images
-            part = (self.rows[: self.size] @ images.T).to("cpu", torch.float64)
+            part = self.space.all_sum(self.rows[: self.size] @ images.T).to("cpu", torch.float64)
             self.matrix[: self.size, before : self.size] = part
             self.matrix[before : self.size, : self.size] = part.T
             corner = self.matrix[before : self.size, before : self.size]
@@ -68,20 +69,20 @@ class BlockSpace:
         return self.size - before
 
     def _append(self, vector: Tensor) -> None:
-        length = vector.norm()
+        length = self.space.norm(vector)
         if not float(length) > 0:
             return
         vector /= length
         for _ in range(2):
             known = self.rows[: self.size]
-            vector.sub_(known.T @ (known @ vector))
-        left = float(vector.norm())
+            vector.sub_(known.T @ self.space.all_sum(known @ vector))
+        left = float(self.space.norm(vector))
         if left > 50 * torch.finfo(vector.dtype).eps:
             # Normalise, and clean once more: what is left may be small enough to carry rounding.
             vector /= left
             known = self.rows[: self.size]
-            vector.sub_(known.T @ (known @ vector))
-            self.rows[self.size] = vector / vector.norm()
+            vector.sub_(known.T @ self.space.all_sum(known @ vector))
+            self.rows[self.size] = vector / self.space.norm(vector)
             self.size += 1
 
     def ritz(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -106,7 +107,7 @@ class BlockSpace:
         rows, images = self.vectors(coordinates), self.image(coordinates)
         self.rows[:kept], self.images[:kept] = rows, images
         self.matrix.zero_()
-        part = (rows @ images.T).to("cpu", torch.float64)
+        part = self.space.all_sum(rows @ images.T).to("cpu", torch.float64)
         self.matrix[:kept, :kept] = (part + part.T) / 2
         self.size = kept
 
@@ -128,7 +129,7 @@ def solve_block(
     keep = keep or 2 * count
     for _ in range(max_rounds):
         values, coordinates, residual_rows = space.ritz(count)
-        residuals = residual_rows.norm(dim=1).to("cpu", torch.float64)
+        residuals = space.space.norm(residual_rows).to("cpu", torch.float64)
         scale = max(float(values.abs().max()), 1e-300)
         open_pairs = torch.nonzero(residuals > tol * scale).reshape(-1)
         short = len(values) < min(count, space.operator.size)
@@ -142,7 +143,7 @@ def solve_block(
         if not space.add(residual_rows[open_pairs.to(residual_rows.device)]):
             break
     values, coordinates, residual_rows = space.ritz(count)
-    residuals = residual_rows.norm(dim=1).to("cpu", torch.float64)
+    residuals = space.space.norm(residual_rows).to("cpu", torch.float64)
     scale = max(float(values.abs().max()), 1e-300)
     done = bool((residuals <= tol * scale).all())
     return BlockResult(values, space.vectors(coordinates), residuals, coordinates, done)
