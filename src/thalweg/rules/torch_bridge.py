@@ -31,7 +31,15 @@ def from_torch(optimizer: torch.optim.Optimizer) -> Rule:
         >>> from_torch(torch.optim.SGD([parameter], lr=0.1, momentum=0.9))
         HeavyBall(lr=0.1, momentum=0.9, dampening=0.0, weight_decay=0.0)
     """
-    options = _common_options(optimizer)
+    return rule_of_group(optimizer, _common_options(optimizer))
+
+
+def rule_of_group(optimizer: torch.optim.Optimizer, options: dict[str, Any]) -> Rule:
+    """Return the rule that ``optimizer`` follows for the parameters of one group, given as its ``options``.
+
+    Raises:
+        InvalidInput: Another optimizer, or an option without counterpart.
+    """
     kind = type(optimizer).__name__
     _refuse(kind, options, "maximize", "amsgrad", "centered")
     lr, decay = float(options["lr"]), float(options.get("weight_decay", 0.0))
@@ -75,7 +83,11 @@ def state_from_torch(optimizer: torch.optim.Optimizer, parameters: Iterable[Tens
     Raises:
         InvalidInput: Parameters have taken different numbers of steps.
     """
-    rule = from_torch(optimizer)
+    return state_under(from_torch(optimizer), optimizer, parameters)
+
+
+def state_under(rule: Rule, optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor]) -> State:
+    """Return the state of some ``parameters`` of ``optimizer``, which follow ``rule``; see `state_from_torch`."""
     held = list(parameters)
     w = torch.cat([p.detach().reshape(-1) for p in held])
     state = rule.init(w)
