@@ -92,7 +92,8 @@ class _LanguageModel(nn.Module):
         return self.head(self.norm(self.blocks(self.embed(tokens) + self.position))).transpose(1, 2)
 
 
-def _digits(samples: int) -> tuple[Tensor, Tensor]:
+def digits(samples: int) -> tuple[Tensor, Tensor]:
+    """Centred 8 x 8 images as rows, and their labels."""
     from sklearn.datasets import load_digits
 
     data = load_digits()
@@ -100,13 +101,13 @@ def _digits(samples: int) -> tuple[Tensor, Tensor]:
     return x - x.mean(), torch.from_numpy(data.target[:samples]).long()
 
 
-def _text(rows: int, time: int, tokens: int) -> tuple[Tensor, Tensor]:
+def text(rows: int, time: int, tokens: int) -> tuple[Tensor, Tensor]:
     """Characters of Python's own help pages; the rarest share the last token."""
     from pydoc_data.topics import topics
 
-    text = "".join(topics[name] for name in sorted(topics))[: 20 * rows * time]
-    known = {c: i for i, c in enumerate(sorted(set(text), key=lambda c: (-text.count(c), c))[: tokens - 1])}
-    ids = torch.tensor([known.get(c, tokens - 1) for c in text])
+    letters = "".join(topics[name] for name in sorted(topics))[: 20 * rows * time]
+    known = {c: i for i, c in enumerate(sorted(set(letters), key=lambda c: (-letters.count(c), c))[: tokens - 1])}
+    ids = torch.tensor([known.get(c, tokens - 1) for c in letters])
     rows_of = ids.unfold(0, time + 1, 20 * time - 1)[:rows]
     return rows_of[:, :-1].clone(), rows_of[:, 1:].clone()
 
@@ -128,9 +129,14 @@ def _build(
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = make().double()
+    return trained(name, model, *data, steps=steps, dense=dense)
+
+
+def trained(name: str, model: nn.Module, x: Tensor, y: Tensor, *, steps: int = 60, dense: bool = True) -> Case:
+    """A float64 model after a few steps of Adam on all its data."""
     with math_attention():
-        _train(model, *data, steps=steps, lr=3e-3)
-    return Case(name, model, nn.CrossEntropyLoss(), *data, torch.float64, dense)
+        _train(model, x, y, steps=steps, lr=3e-3)
+    return Case(name, model, nn.CrossEntropyLoss(), x, y, torch.float64, dense)
 
 
 Norm = Callable[[int], nn.Module] | None
@@ -145,12 +151,12 @@ def _mlp(*widths: int, act: Callable[[], nn.Module] = nn.Tanh, norm: Norm = None
 
 def small_mlp(name: str = "MLP 64-24-10", act: Callable[[], nn.Module] = nn.Tanh, norm: Norm = None) -> Case:
     """Small enough for all its eigenvalues."""
-    return _build(name, lambda: _mlp(64, 24, 10, act=act, norm=norm), _digits(600), dense=True)
+    return _build(name, lambda: _mlp(64, 24, 10, act=act, norm=norm), digits(600), dense=True)
 
 
 def regression() -> Case:
     """Linear regression with ten outputs: every eigenvalue of its Hessian has ten copies."""
-    x, y = _digits(600)
+    x, y = digits(600)
     target = F.one_hot(y, 10).double()
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -160,7 +166,7 @@ def regression() -> Case:
 
 def mlp(samples: int = 1797) -> Case:
     """Digits, two hidden layers of 100."""
-    return _build("MLP 64-100-100-10", lambda: _mlp(64, 100, 100, 10), _digits(samples))
+    return _build("MLP 64-100-100-10", lambda: _mlp(64, 100, 100, 10), digits(samples))
 
 
 def cnn() -> Case:
@@ -172,13 +178,13 @@ def cnn() -> Case:
 
         return nn.Sequential(*stage(1, 16), *stage(16, 32), *stage(32, 32), nn.Flatten(), nn.Linear(32, 10))
 
-    x, y = _digits(128)
+    x, y = digits(128)
     return _build("CNN 16-32-32", make, (x.view(-1, 1, 8, 8), y))
 
 
 def transformer() -> Case:
     """Two causal layers of width 32 with LayerNorm, next character of English text."""
-    data = _text(rows=8, time=32, tokens=40)
+    data = text(rows=8, time=32, tokens=40)
     return _build("transformer 2x32", lambda: _LanguageModel(40, 32, 32, 2, 4), data)
 
 

@@ -176,13 +176,15 @@ def _arpack(operator: LinearOperator, case: Case, k: int, tol: float, ncv: int |
     return torch.from_numpy(values), torch.from_numpy(vectors)
 
 
-def _arpack_ours(wide: bool, case: Case, k: int, tol: float) -> Pairs:
+def arpack_ours(wide: bool, case: Case, k: int, tol: float) -> Pairs:
+    """SciPy's solver on our products."""
     with tw.hessian(case.problem) as operator:
         found = _arpack(operator.to_scipy(), case, k, tol, 3 * k + 30 if wide else None)
         return _descending(*found, operator.products)
 
 
-def _arpack_curvlinops(case: Case, k: int, tol: float) -> Pairs:
+def arpack_curvlinops(case: Case, k: int, tol: float) -> Pairs:
+    """The way that the library's own documentation shows."""
     from curvlinops import HessianLinearOperator
 
     operator = HessianLinearOperator(
@@ -194,7 +196,8 @@ def _arpack_curvlinops(case: Case, k: int, tol: float) -> Pairs:
     return _descending(*found, counted.calls)
 
 
-def _eigenthings(case: Case, k: int, steps: int | None, tol: float = 1e-4) -> Pairs:
+def eigenthings(case: Case, k: int, steps: int | None, tol: float = 1e-4) -> Pairs:
+    """So many Lanczos steps with full orthogonalisation, or the defaults."""
     from hessian_eigenthings import HessianOperator, lanczos
     from hessian_eigenthings.loss_fns import supervised_loss
 
@@ -206,11 +209,11 @@ def _eigenthings(case: Case, k: int, steps: int | None, tol: float = 1e-4) -> Pa
     return replace(pairs, claimed=bool(found.converged.all()))
 
 
-def _eigenthings_trusted(case: Case, k: int, tol: float) -> Pairs:
+def eigenthings_trusted(case: Case, k: int, tol: float) -> Pairs:
     """Double the steps from the default 2 k until the solver itself reports convergence; a run cannot be resumed."""
     steps, spent = 2 * k, 0
     while True:
-        pairs = _eigenthings(case, k, steps, tol)
+        pairs = eigenthings(case, k, steps, tol)
         spent += pairs.products
         if pairs.claimed or steps > 300:
             return replace(pairs, products=spent)
@@ -221,7 +224,8 @@ POWER_STEPS = 1000
 """Power iterations per pair that PyHessian is granted at most."""
 
 
-def _pyhessian(case: Case, k: int, tol: float | None) -> Pairs:
+def pyhessian_power(case: Case, k: int, tol: float | None) -> Pairs:
+    """Power iteration with deflation until a value changes by less than ``tol``, relative."""
     import pyhessian
 
     counted = _Counted(sys.modules["pyhessian.hessian"].hessian_vector_product)
@@ -268,10 +272,10 @@ TRUSTED = "hessian-eigenthings lanczos, steps doubled"
 SOLVERS = (
     Solver(OURS, partial(_ours, True), _tolerances),
     Solver(OURS_BARE, partial(_ours, False), _tolerances, only_k=5),
-    Solver("SciPy eigsh on thalweg's operator", partial(_arpack_ours, False), _tolerances),
-    Solver("SciPy eigsh on thalweg's operator, wide basis", partial(_arpack_ours, True), _tolerances),
-    Solver("SciPy eigsh on curvlinops", _arpack_curvlinops, _tolerances),
-    Solver("hessian-eigenthings lanczos", _eigenthings, _steps, default="2 k steps", text="{} steps", hindsight=True),
-    Solver(TRUSTED, _eigenthings_trusted, lambda k, tol: [tol]),
-    Solver("PyHessian power iteration", _pyhessian, _changes, default="tol=1e-03, at most 100", hindsight=True),
+    Solver("SciPy eigsh on thalweg's operator", partial(arpack_ours, False), _tolerances),
+    Solver("SciPy eigsh on thalweg's operator, wide basis", partial(arpack_ours, True), _tolerances),
+    Solver("SciPy eigsh on curvlinops", arpack_curvlinops, _tolerances),
+    Solver("hessian-eigenthings lanczos", eigenthings, _steps, default="2 k steps", text="{} steps", hindsight=True),
+    Solver(TRUSTED, eigenthings_trusted, lambda k, tol: [tol]),
+    Solver("PyHessian power iteration", pyhessian_power, _changes, default="tol=1e-03, at most 100", hindsight=True),
 )
