@@ -66,6 +66,7 @@ class LanguageModelLoss:
         """Evaluate the body of the model, and say what is left to do."""
         inputs, labels = _read(batch)
         if model not in self._compared:
+            _parts(model)
             self._compare(model, inputs)
             self._compared.add(model)
         return self._cut(model, inputs, labels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -12,24 +13,43 @@ from thalweg.errors import InvalidInput, NotDifferentiable, explain
 from thalweg.problem.linear_head import LinearHead, Triple, default_chunk
 
 
+def _is_batched(argument: Any) -> bool:
+    return isinstance(argument, Tensor) and torch._C._functorch.is_legacy_batchedtensor(argument)
+
+
 class _Looped(torch.autograd.Function):
     """Under ``vmap`` the entries go one by one: a batch of chunks would be more blocks than are allowed."""
 
     @classmethod
     def call(cls, *arguments: Any) -> Any:
-        """``apply``, for the type checker."""
-        return cls.apply(*arguments)  # type: ignore[no-untyped-call]
+        """``apply``, also within ``autograd.grad(is_grads_batched=True)``, whose tensors are of an older kind."""
+        dims = [0 if _is_batched(a) else None for a in arguments]
+        if all(d is None for d in dims):
+            return cls.apply(*arguments)  # type: ignore[no-untyped-call]
+        plain = [a if d is None else torch._remove_batch_dim(a, 1, 1, 0) for a, d in zip(arguments, dims)]
+        columns = cls._loop(plain, dims)
+        if isinstance(columns, Tensor):
+            return torch._add_batch_dim(columns, 0, 1)
+        return tuple(None if column is None else torch._add_batch_dim(column, 0, 1) for column in columns)
 
     @classmethod
     def vmap(cls, info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> Any:
+        """``vmap``, as torch calls it."""
+        columns = cls._loop(arguments, in_dims)
+        if isinstance(columns, Tensor):
+            return columns, 0
+        return columns, tuple(None if column is None else 0 for column in columns)
+
+    @classmethod
+    def _loop(cls, arguments: Sequence[Any], dims: Sequence[Any]) -> Any:
+        size = next(a.shape[d] for a, d in zip(arguments, dims) if isinstance(d, int))
         rows = []
-        for i in range(info.batch_size):
-            one = [a.select(d, i) if isinstance(d, int) else a for a, d in zip(arguments, in_dims)]
+        for i in range(size):
+            one = [a.select(d, i) if isinstance(d, int) else a for a, d in zip(arguments, dims)]
             rows.append(cls.call(*one))
         if isinstance(rows[0], Tensor):
-            return torch.stack(rows), 0
-        columns = [None if column[0] is None else torch.stack(column) for column in zip(*rows)]
-        return tuple(columns), tuple(None if column is None else 0 for column in columns)
+            return torch.stack(rows)
+        return tuple(None if column[0] is None else torch.stack(column) for column in zip(*rows))
 
 
 class _Losses(_Looped):

@@ -58,11 +58,7 @@ class LinearHead:
         """Return ``l`` and ``logsumexp(z)``, both of shape ``(N,)``."""
         losses, normaliser = self.hidden.new_empty(len(self.hidden)), self.hidden.new_empty(len(self.hidden))
         for part in self._chunks():
-            block = self._logits(part)
-            picked = block.gather(1, self.target[part, None])[:, 0]
-            top = block.amax(1)
-            normaliser[part] = block.sub_(top[:, None]).exp_().sum(1).log_().add_(top)
-            losses[part] = normaliser[part] - picked
+            losses[part], normaliser[part] = self._losses(part)
         return losses, normaliser
 
     def gradient(self, normaliser: Tensor, g: Tensor, needs: tuple[bool, bool, bool]) -> Triple:
@@ -76,9 +72,7 @@ class LinearHead:
         """Return ``(p_i - e_i)' t_i``, the derivative of each ``l_i`` along ``direction``, shape ``(N,)``."""
         out = self.hidden.new_empty(len(self.hidden))
         for part in self._chunks():
-            moved = self._moved(part, direction)
-            probabilities = self._probabilities(part, normaliser)
-            out[part] = _rowwise(probabilities, moved) - moved.gather(1, self.target[part, None])[:, 0]
+            out[part] = self._rates(part, self._moved(part, direction), self._probabilities(part, normaliser))[0]
         return out
 
     def product(
@@ -102,27 +96,44 @@ class LinearHead:
             rates: Filled with what `rates` would give, if wanted.
         """
         out = self._buffers(needs)
-        u, weight, _ = direction
         for part in self._chunks():
-            moved = self._moved(part, direction)
-            probabilities = self._probabilities(part, normaliser)
-            mean = _rowwise(probabilities, moved)
+            found = self._add_product(out, part, normaliser, g, direction, bilinear)
             if rates is not None:
-                rates[part] = mean - moved.gather(1, self.target[part, None])[:, 0]
-            moved.sub_(mean[:, None]).mul_(probabilities).mul_(g[part, None])
-            self._pull(out, part, moved)
-            del moved
-            if bilinear:
-                errors = self._errors(probabilities, part, g)
-                if out[0] is not None and weight is not None:
-                    out[0][part].addmm_(errors, weight)
-                if out[1] is not None and u is not None:
-                    out[1].addmm_(errors.T, u[part])
+                rates[part] = found
         return out
 
     def _chunks(self) -> Iterator[slice]:
         for start in range(0, len(self.hidden), self.chunk):
             yield slice(start, min(start + self.chunk, len(self.hidden)))
+
+    # One method a chunk: a block that a loop's variable still held would be the third one of the next chunk.
+
+    def _losses(self, part: slice) -> tuple[Tensor, Tensor]:
+        block = self._logits(part)
+        picked = block.gather(1, self.target[part, None])[:, 0]
+        top = block.amax(1)
+        normaliser = block.sub_(top[:, None]).exp_().sum(1).log_().add_(top)
+        return normaliser - picked, normaliser
+
+    def _rates(self, part: slice, moved: Tensor, probabilities: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ``(p - e)' t`` and ``p' t``."""
+        mean = _rowwise(probabilities, moved)
+        return mean - moved.gather(1, self.target[part, None])[:, 0], mean
+
+    def _add_product(
+        self, out: Triple, part: slice, normaliser: Tensor, g: Tensor, direction: Triple, bilinear: bool
+    ) -> Tensor:
+        moved, probabilities = self._moved(part, direction), self._probabilities(part, normaliser)
+        rates, mean = self._rates(part, moved, probabilities)
+        self._pull(out, part, moved.sub_(mean[:, None]).mul_(probabilities).mul_(g[part, None]))
+        u, weight, _ = direction
+        if bilinear:
+            errors = self._errors(probabilities, part, g)
+            if out[0] is not None and weight is not None:
+                out[0][part].addmm_(errors, weight)
+            if out[1] is not None and u is not None:
+                out[1].addmm_(errors.T, u[part])
+        return rates
 
     def _logits(self, part: slice) -> Tensor:
         if self.bias is None:
