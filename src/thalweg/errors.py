@@ -51,6 +51,10 @@ class NonFinite(ThalwegError):
     """A loss, gradient or product is NaN or infinite."""
 
 
+class DistributedError(ThalwegError, RuntimeError):
+    """There is no process group, its processes disagree, or one of them failed."""
+
+
 class RunFolderError(ThalwegError):
     """A path is not a run folder, or one of its files is damaged."""
 
