@@ -8,18 +8,21 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from thalweg.cli.rule import RuleConfig, build_rule, resolve_rule
 from thalweg.cli.structure import leaves, overlay, to_plain
 from thalweg.errors import InvalidInput, explain
 from thalweg.problem.data import DataConfig
+from thalweg.problem.data.load import LossName
 from thalweg.problem.zoo import ModelConfig
 
 if TYPE_CHECKING:
     from thalweg.problem import Problem
     from thalweg.rules import Rule
     from thalweg.runs import Measure
+
+T = TypeVar("T")
 
 LayoutChoice = Literal["auto", "double_backward", "linearised", "forward_reverse", "difference"]
 
@@ -57,7 +60,8 @@ class RunConfig:
     Attributes:
         steps: Updates to do.
         batch_size: Samples in a mini-batch; default all data at every step.
-        loss: mse (on one-hot targets where the data has classes) or cross_entropy.
+        loss: mse (half the squared error to one-hot classes, summed over classes), mse_mean (its mean over
+            classes), or cross_entropy.
         dtype: float32, or float64 for reference runs.
         device: Where to compute, as torch names it.
         threads: Threads of the processor. Default one for a small MLP, where more would mostly wait for each
@@ -74,7 +78,7 @@ class RunConfig:
 
     steps: int = 1500
     batch_size: int | None = None
-    loss: Literal["mse", "cross_entropy"] = "mse"
+    loss: LossName = "mse"
     dtype: Literal["float32", "float64"] = "float32"
     device: str = "cpu"
     threads: int | None = None
@@ -145,7 +149,7 @@ def resolve(config: RunConfig) -> RunConfig:
     return dataclasses.replace(config, rule=resolve_rule(config.rule, config.steps))
 
 
-def differences(old: RunConfig, new: RunConfig) -> list[str]:
+def differences(old: T, new: T) -> list[str]:
     """Return the dotted paths of the settings that differ."""
     return [path for path in leaves(old) if _get(old, path) != _get(new, path)]
 

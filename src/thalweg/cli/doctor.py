@@ -19,6 +19,7 @@ from thalweg.operators.diagnosis import Diagnosis
 from thalweg.operators.verify import doctor
 from thalweg.problem import Problem
 from thalweg.problem.data import DataConfig
+from thalweg.problem.data.load import LossName
 from thalweg.problem.zoo import ModelConfig
 
 DESCRIPTION = """Check which derivatives of a model can be trusted on this machine, and what to do about the rest.
@@ -45,7 +46,7 @@ class Doctor:
     Attributes:
         model_file: Your own problem, as path.py:function; the file is executed.
         samples: Examine the first so many samples of data that can be indexed.
-        loss: mse or cross_entropy, for the built-in models.
+        loss: mse, mse_mean or cross_entropy, for the built-in models.
         dtype: Dtype of the built-in models; derivatives are compared in float64 in any case.
         seed: Seed of the built-in models, and of the random directions.
         data: Built-in data.
@@ -54,7 +55,7 @@ class Doctor:
 
     model_file: str | None = None
     samples: int = 64
-    loss: Literal["mse", "cross_entropy"] = "mse"
+    loss: LossName = "mse"
     dtype: Literal["float32", "float64"] = "float32"
     seed: int = 0
     data: DataConfig = field(default_factory=DataConfig)

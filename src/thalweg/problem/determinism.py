@@ -88,7 +88,8 @@ def refuse_batch_statistics(model: nn.Module, batches: int) -> None:
             explain(
                 f"{len(names)} BatchNorm layers (first: {names[0]!r}) use the statistics of each of {batches} batches",
                 "the mean loss then depends on how the data is cut",
-                "Call model.eval(), evaluate in one batch (batch_size=None), or pass check=False",
+                "Evaluate all samples in one batch (batch_size=None; leave --chunk out), call model.eval(), or pass "
+                "check=False",
             )
         )
 
