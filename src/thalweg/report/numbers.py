@@ -54,6 +54,38 @@ def share(value: float, *, up: bool = False) -> str:
     return f"{sign}{percent:.2g}%" if percent >= 0.95 else f"{sign}{percent:.1g}%"
 
 
+def with_error(value: float, error: float) -> str:
+    r"""Format an estimate with its standard error, to the digits that the error leaves.
+
+    Example:
+        >>> with_error(143.27, 2.31), with_error(-0.01234, 0.00056), with_error(1.5, 0.0)
+        ('143.3 ± 2.3', '−0.01234 ± 0.00056', '1.5')
+        >>> with_error(3.21e8, 4e6), with_error(140.2, 35.0)
+        ('3.21\xa0×\xa010⁸ ± 4.00\xa0×\xa010⁶', '140 ± 35')
+    """
+    if not np.isfinite([value, error]).all() or error <= 0:
+        return number(value)
+    if max(abs(value), error) >= 1e6 or error < 1e-6:
+        return f"{number(value)} ± {number(error)}"
+    decimals = max(1 - int(np.floor(np.log10(error))), 0)
+    text = f"{abs(value):,.{decimals}f} ± {error:,.{decimals}f}"
+    return f"−{text}" if value < 0 else text
+
+
+def share_error(value: float, error: float) -> str:
+    """Format a fraction with its standard error, in percent.
+
+    Example:
+        >>> share_error(0.923, 0.021), share_error(0.5, 0.0004), share_error(0.31, 0.0)
+        ('92% ± 2%', '50.00% ± 0.04%', '31%')
+    """
+    if not np.isfinite([value, error]).all() or error <= 0:
+        return share(value)
+    decimals = min(max(-int(np.floor(np.log10(100 * error) + 1e-9)), 0), 3)
+    text = f"{100 * abs(value):,.{decimals}f}% ± {max(100 * error, 1e-3):.{decimals}f}%"
+    return f"−{text}" if value < 0 else text
+
+
 def count(size: int, noun: str) -> str:
     """Return a count with its noun.
 

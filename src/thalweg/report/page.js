@@ -52,12 +52,13 @@
     axes(spec.layout).forEach(function (key) {
       // On a phone a finger on a figure scrolls the page.
       if (narrow) { spec.layout[key].fixedrange = true; }
-      if (key[0] === "x") { spec.layout[key].unifiedhovertitle = { text: "step %{x}" }; }
+      if (key[0] === "x" && div.dataset.axis) { spec.layout[key].unifiedhovertitle = { text: "step %{x}" }; }
     });
     var ink = inkFor(spec.data, dark.matches);
     ink.which.forEach(function (i, n) {
-      spec.data[i].line.color = ink.change["line.color"][n];
-      spec.data[i].marker.color = ink.change["line.color"][n];
+      ["line", "marker"].forEach(function (part) {
+        if (spec.data[i][part]) { spec.data[i][part].color = ink.change["line.color"][n]; }
+      });
     });
     return Plotly.newPlot(div, spec.data, spec.layout, {
       responsive: true, displaylogo: false, displayModeBar: narrow ? false : "hover",
@@ -65,19 +66,19 @@
     })
       .then(function () { return Plotly.relayout(div, change); })
       .then(function () {
-        div.on("plotly_relayout", function (event) { link(div, event); });
+        if (div.dataset.axis) { div.on("plotly_relayout", function (event) { link(div, event); }); }
         div.dataset.ready = "yes";
       });
   }
 
-  // All figures share the step axis: zooming in one of them zooms in all.
+  // The figures of a run share the step axis: zooming in one of them zooms in all.
   function link(source, event) {
     if (linking) { return; }
     var moved = Object.keys(event).some(function (key) { return /^xaxis\d*\.(range|autorange)/.test(key); });
     if (!moved) { return; }
     linking = true;
     var range = source.layout.xaxis.range.slice();
-    Promise.all(plots.filter(function (div) { return div !== source; }).map(function (div) {
+    Promise.all(plots.filter(function (div) { return div !== source && div.dataset.axis; }).map(function (div) {
       var change = {};
       axes(div.layout).forEach(function (key) { if (key[0] === "x") { change[key + ".range"] = range.slice(); } });
       return Plotly.relayout(div, change);

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import html
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,14 +14,14 @@ import xarray as xr
 from thalweg.report import figures, findings
 from thalweg.report.provenance import provenance
 from thalweg.report.setting import mapping, setting
+from thalweg.report.shell import caveat_list, document, figure_section, verdict_list
+from thalweg.report.shell import tiles as tile_list
+from thalweg.report.spectrum_page import newest_analysis, spectrum_sections
 from thalweg.report.words import caveats, headline, tiles, verdicts
 
 if TYPE_CHECKING:
     from thalweg.runs import Run
     from thalweg.runs.metrics import Event
-
-POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
-"""The browser itself keeps the page from loading anything from elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +96,7 @@ SECTIONS = (
 def write_report(run: Run | str | Path, out: str | Path | None = None) -> Path:
     """Write the page of a run.
 
+    Where ``thalweg spectrum`` has left an analysis in the folder, the one of the latest step is part of the page.
     The page is one file of about 5 MB: Plotly's script is inside, so that it opens without a network. It may be
     written while the run is going on. It appears whole or not at all.
 
@@ -131,53 +130,43 @@ def write_report(run: Run | str | Path, out: str | Path | None = None) -> Path:
             explain(f"The run {opened.path} holds no step yet", "there is nothing to draw", "Wait, or resume the run")
         )
     target = Path(out) if out is not None else opened.path / "report.html"
-    write_text(target, render(data, asdict(opened.manifest), opened.events))
+    write_text(target, render(data, asdict(opened.manifest), opened.events, newest_analysis(opened.path)))
     return target
 
 
-def render(data: xr.Dataset, manifest: Mapping[str, Any], events: Iterable[Event] = ()) -> str:
+def render(
+    data: xr.Dataset,
+    manifest: Mapping[str, Any],
+    events: Iterable[Event] = (),
+    spectrum: xr.Dataset | None = None,
+) -> str:
     """Return the page as text.
 
     Args:
         data: A run's data of at least one step, with its attributes.
         manifest: Its manifest as a mapping.
         events: What happened on the way.
+        spectrum: The curvature at one step, as ``thalweg spectrum`` measured it.
     """
-    from plotly.offline import get_plotlyjs
-
-    folder = files("thalweg.report")
-    name = html.escape(str(manifest.get("name", "run")))
-    version = html.escape(str(mapping(manifest.get("packages")).get("thalweg", "")))
+    name = str(manifest.get("name", "run"))
     state = str(data.attrs.get("state", manifest.get("state", "unknown")))
     error = manifest.get("error")
-    parts = [
-        "<!doctype html>",
-        '<html lang="en"><head><meta charset="utf-8">',
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        '<meta name="generator" content="thalweg">',
-        '<link rel="icon" href="data:,">',
-        f"<title>{name} · run report</title>",
-        f"<style>{(folder / 'page.css').read_text(encoding='utf-8')}</style>",
-        "</head><body><main>",
-        f'<header><p class="kind">Run report</p><h1>{name}</h1><p class="sub">{_subtitle(manifest)}</p>',
-        f"{_verdicts(data, manifest)}</header>",
+    body = [
+        f'<header><p class="kind">Run report</p><h1>{html.escape(name)}</h1><p class="sub">{_subtitle(manifest)}</p>',
+        f"{verdict_list(verdicts(data, manifest))}</header>",
         f'<p class="bad" role="alert">{html.escape(str(error))}</p>' if error else "",
         f'<p class="headline">{html.escape(" ".join(headline(data, manifest)))}</p>',
-        _caveats(data, manifest),
-        _tiles(data, manifest),
+        caveat_list(caveats(data, manifest)),
+        tile_list(tiles(data, manifest)),
         "<noscript><p>The figures need JavaScript; everything else is text.</p></noscript>",
         *(_section(position, section, data, manifest) for position, section in enumerate(SECTIONS)),
-        '<section aria-labelledby="provenance"><h2 id="provenance">Provenance</h2>',
+        *(spectrum_sections(spectrum) if spectrum is not None else ()),
+        '<section class="provenance" aria-labelledby="provenance"><h2 id="provenance">Provenance</h2>',
         "<p>Where these numbers come from, and what it takes to compute them again.</p>",
         provenance(manifest, state, int(data["step"].max()), events),
         "</section>",
-        f"<footer>Written by thalweg {version}. This page loads nothing from elsewhere.</footer></main>",
-        f'<script type="application/json" id="colours">{_json([figures.LIGHT, figures.DARK])}</script>',
-        f"<script>{get_plotlyjs()}</script>",
-        f"<script>{(folder / 'page.js').read_text(encoding='utf-8')}</script></body></html>",
     ]
-    return "\n".join(part for part in parts if part)
+    return document(f"{name} · run report", body, str(mapping(manifest.get("packages")).get("thalweg", "")))
 
 
 def _subtitle(manifest: Mapping[str, Any]) -> str:
@@ -193,48 +182,9 @@ def _subtitle(manifest: Mapping[str, Any]) -> str:
     return html.escape(" · ".join(word for word in words if word))
 
 
-def _verdicts(data: xr.Dataset, manifest: Mapping[str, Any]) -> str:
-    items = "".join(f'<li class="{kind}">{html.escape(words)}</li>' for words, kind in verdicts(data, manifest))
-    return f'<ul class="verdicts" aria-label="In short">{items}</ul>'
-
-
-def _caveats(data: xr.Dataset, manifest: Mapping[str, Any]) -> str:
-    notes = "".join(f"<li>{html.escape(note)}</li>" for note in caveats(data, manifest))
-    return f'<ul class="caveats" aria-label="To keep in mind">{notes}</ul>' if notes else ""
-
-
-def _tiles(data: xr.Dataset, manifest: Mapping[str, Any]) -> str:
-    cells = [
-        f'<div class="tile"><dt>{html.escape(label)}</dt>'
-        f"<dd>{html.escape(value)}<small>{html.escape(remark)}</small></dd></div>"
-        for label, value, remark in tiles(data, manifest)
-    ]
-    return f'<dl class="tiles" aria-label="Key numbers">{"".join(cells)}</dl>'
-
-
 def _section(position: int, section: Section, data: xr.Dataset, manifest: Mapping[str, Any]) -> str:
     if section.draw is figures.spectrum_figure:
         figure = figures.spectrum_figure(data, threshold=setting(manifest).comparable)
     else:
         figure = section.draw(data)
-    if not figure.data:
-        return ""
-    spec = figure.to_plotly_json()
-    spec["layout"].pop("template", None)
-    finding = html.escape(section.find(data, manifest))
-    names = html.escape(", ".join(str(trace.name) for trace in figure.data))
-    return (
-        f'<section aria-labelledby="h{position}"><h2 id="h{position}">{section.title}</h2>'
-        f'<figure aria-labelledby="h{position}"><figcaption>{section.see}'
-        f"{f' <strong>{finding}</strong>' if finding else ''}</figcaption>"
-        f'<div class="frame"><div class="plot" role="img" aria-label="{section.title}: {names}, against the step" '
-        f'data-spec="f{position}" style="height:{int(figure.layout.height)}px"></div></div></figure>'
-        f'<script type="application/json" id="f{position}">{_json(spec)}</script></section>'
-    )
-
-
-def _json(value: Any) -> str:
-    """Return JSON that may stand inside a script element."""
-    from plotly.utils import PlotlyJSONEncoder
-
-    return json.dumps(value, cls=PlotlyJSONEncoder).replace("<", "\\u003c")
+    return figure_section(str(position), section.title, section.see, section.find(data, manifest), figure)
