@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from thalweg.errors import NonFinite, explain
 from thalweg.operators.base import Operator
-
-Array = NDArray[np.float64]
+from thalweg.spectra.task import Array, not_finite
 
 
 class Krylov:
@@ -23,17 +20,16 @@ class Krylov:
         operator: The symmetric operator.
         capacity: Rows that fit.
         generator: Source of random directions.
-        against: Rows, shape ``(l, P)``, orthonormal: work in their complement.
+        against: Blocks of rows, each ``(l, P)``, orthonormal together: work in their complement.
     """
 
-    def __init__(
-        self, operator: Operator, capacity: int, generator: torch.Generator, against: Tensor | None = None
-    ) -> None:
+    def __init__(self, operator: Operator, capacity: int, generator: torch.Generator, *against: Tensor | None) -> None:
         self.operator = operator
         self.capacity = capacity
         self.generator = generator
-        self.against = against if against is not None and len(against) else None
-        self.rows = torch.empty(capacity + 1, operator.size, dtype=operator.dtype, device=operator.device)
+        self.against = [block for block in against if block is not None and len(block)]
+        self.space = operator.space  # every inner product goes through it: vectors may lie in pieces on processes
+        self.rows = torch.empty(capacity + 1, self.space.length, dtype=operator.dtype, device=operator.device)
         self.matrix: Array = np.zeros((capacity, capacity))
         self.size = 0
         self.beta = 0.0
@@ -44,41 +40,36 @@ class Krylov:
     @property
     def room(self) -> int:
         """Dimension of the space that the basis can still grow into."""
-        taken = 0 if self.against is None else len(self.against)
-        return self.operator.size - taken - self.size
+        return self.operator.size - sum(len(block) for block in self.against) - self.size
 
     def begin(self, start: Tensor | None) -> None:
         """Set the first vector: ``start`` with a touch of everything else, or random."""
         vector = self._random()
         if start is not None:
-            direction = start.reshape(self.operator.size).to(vector)
-            vector = direction / direction.norm() + 1e-3 * vector / vector.norm()
+            direction = start.reshape(self.space.length).to(vector)
+            length = float(self.space.norm(direction))
+            if length > 0:
+                vector = direction / length + 1e-3 * vector / self.space.norm(vector)
         self._orthogonalise(vector)
-        self.rows[0] = vector / vector.norm()
+        self.rows[0] = vector / self.space.norm(vector)
 
     def expand(self) -> None:
         """Multiply the newest row, and append what is new in the product."""
         j = self.size
         product = self.operator.matvec(self.rows[j])
-        length = float(product.norm())
+        length = float(self.space.norm(product))
         if not np.isfinite(length):
-            raise NonFinite(
-                explain(
-                    f"Product number {self.operator.products} is not finite",
-                    "the loss overflows or has left its domain at this point",
-                    "Check the loss and gradient there; lower the learning rate, or use float64",
-                )
-            )
+            raise not_finite(self.operator.products)
         coefficients = self._orthogonalise(product, count=j + 1)
         self.matrix[j, : j + 1] = coefficients
         self.matrix[: j + 1, j] = coefficients
         self.size = j + 1
         self.norm = max(self.norm, abs(float(coefficients[j])))
-        self.beta = float(product.norm())
+        self.beta = float(self.space.norm(product))
         if self.beta <= 10 * self.eps * max(self.norm, length):
             self.beta = 0.0
         if self.beta:
-            self.rows[j + 1] = product / self.beta
+            torch.div(product, self.beta, out=self.rows[j + 1])
         elif self.room:
             self.inject()
 
@@ -86,7 +77,7 @@ class Krylov:
         """Continue from a random direction: the space so far is invariant."""
         vector = self._random()
         self._orthogonalise(vector, count=self.size)
-        self.rows[self.size] = vector / vector.norm()
+        self.rows[self.size] = vector / self.space.norm(vector)
 
     def ritz(self) -> tuple[Array, Array, Array]:
         """Return Ritz values (ascending), their coordinates in the basis (columns), and residual norms."""
@@ -109,18 +100,17 @@ class Krylov:
         self.size = kept
 
     def _random(self) -> Tensor:
-        drawn = torch.randn(self.operator.size, generator=self.generator, dtype=torch.float64)
-        return drawn.to(self.rows)
+        return self.space.random(self.generator).to(self.rows)
 
     def _orthogonalise(self, vector: Tensor, count: int = 0) -> Array:
         """Remove the components along ``against`` and ``count`` rows, twice; return those along the rows."""
         total = torch.zeros(count, dtype=vector.dtype, device=vector.device)
+        rows = self.rows[:count]
         for _ in range(2):
-            if self.against is not None:
-                vector.sub_(self.against.T @ (self.against @ vector))
+            for block in self.against:
+                vector.addmv_(block.T, self.space.all_sum(block @ vector), alpha=-1)
             if count:
-                rows = self.rows[:count]
-                part = rows @ vector
-                vector.sub_(rows.T @ part)
+                part = self.space.all_sum(rows @ vector)
+                vector.addmv_(rows.T, part, alpha=-1)
                 total += part
         return total.to("cpu", torch.float64).numpy()

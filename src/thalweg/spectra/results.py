@@ -18,6 +18,11 @@ class Stop(StrEnum):
     CONVERGED = "Every residual is below the tolerance."
     INVARIANT = "The Krylov space became invariant: the values are exact to rounding."
     BUDGET = "The budget of products ran out: raise max_products, enlarge the basis, or loosen tol."
+    CONTRADICTED = (
+        "Fresh products contradict the stored ones, so the operator is not symmetric or changes between products: "
+        "switch off dropout and batch statistics, and look at thalweg doctor."
+    )
+    LEAKS = "The deflated vectors span no invariant space to the tolerance: deflate converged eigenvectors."
     STAGNATED = "Residuals stopped falling at the rounding of the products: use float64, or loosen tol."
 
     @property
@@ -37,6 +42,9 @@ class Eigenpairs:
             residual of each value.
         products: Operator products that this result cost.
         stop: Why the iteration ended.
+        method: The solver that was used, with its settings.
+        why: Why that solver, and what its run had to say.
+        certified: Whether fresh products at the end confirm the residuals.
     """
 
     values: Tensor
@@ -44,10 +52,14 @@ class Eigenpairs:
     residuals: Tensor
     products: int
     stop: Stop
+    method: str = ""
+    why: str = ""
+    certified: bool = False
 
     def __repr__(self) -> str:
         shown = ", ".join(f"{v:.6g} (±{r:.0e})" for v, r in zip(self.values.tolist(), self.residuals.tolist()))
-        return f"Eigenpairs([{shown}], products={self.products}, stop={self.stop.name})"
+        solver = f", {self.method}" if self.method else ""
+        return f"Eigenpairs([{shown}], products={self.products}, stop={self.stop.name}{solver})"
 
     def plot(self) -> Figure:
         """Draw the values with their residuals as error bars."""

@@ -1,0 +1,220 @@
+"""Thick-restart Lanczos: one vector at a time, to a residual, with nothing missed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from thalweg import _rng
+from thalweg.errors import InvalidInput, explain
+from thalweg.spectra.hidden import MISS, Edges, look
+from thalweg.spectra.krylov import Krylov
+from thalweg.spectra.results import Stop
+from thalweg.spectra.task import Array, Found, Task, wanted
+
+Need = Callable[[Array], list[int]]
+
+
+def positive(owner: str, **fields: float | None) -> None:
+    """Refuse settings that are not positive."""
+    bad = [f"{name}={value}" for name, value in fields.items() if value is not None and not value > 0]
+    if bad:
+        raise InvalidInput(explain(f"{owner} got {', '.join(bad)}", "they must be positive", "Pass None for defaults"))
+
+
+@dataclass(frozen=True)
+class Lanczos:
+    """Thick-restart Lanczos with full reorthogonalisation (after Wu and Simon, 2000).
+
+    A pair has converged when ``|A v - theta v| <= tol max(|theta|, 1e-3 |A|)``; the error of its value is at most
+    that, and usually its square over the gap.
+
+    Attributes:
+        tol: Relative residual; default 1e-7 in float64, 1e-4 below.
+        max_products: Budget; default ``20 P`` up to 10,000.
+        basis: Vectors kept at once; default ``3 k + 30``. More need fewer products and more memory.
+        check_multiplicity: For k > 1, look in the complement of the space for eigenvalues that a single starting
+            vector cannot see (copies of repeated ones), until missing one has probability below 1e-3.
+        certify: Confirm the residuals by fresh products at the end.
+
+    Raises:
+        InvalidInput: A field is out of range.
+    """
+
+    tol: float | None = None
+    max_products: int | None = None
+    basis: int | None = None
+    check_multiplicity: bool = True
+    certify: bool = True
+
+    def __post_init__(self) -> None:
+        positive("Lanczos", tol=self.tol, max_products=self.max_products, basis=self.basis)
+
+    @property
+    def name(self) -> str:
+        """As results show it."""
+        return "Lanczos" if self.basis is None else f"Lanczos(basis={self.basis})"
+
+    def solve(self, task: Task) -> Found:
+        """Converge the wanted pairs, then look for hidden ones until none is left to find."""
+        return _Solve(task, self).run()
+
+
+class _Solve:
+    """One task: a main run, then looks at what it could not see."""
+
+    def __init__(self, task: Task, method: Lanczos) -> None:
+        self.task, self.method = task, method
+        self.capacity = max(method.basis or 3 * task.count + 30, task.count + 2)
+        self.norm = 0.0
+
+    def run(self) -> Found:
+        """Solve."""
+        task = self.task
+        start = None if task.start is None else task.start.sum(dim=0)
+        space = self._space("start")
+        found = self._converge(space, start, lambda v: wanted(v, task.k, task.which), task.count)
+        if task.k == 1 or not self.method.check_multiplicity:
+            return found
+        fetched = [task.against, found.rows]
+        extra = 0
+        for attempt in range(task.room):
+            if not found.stop.converged:
+                break
+            edges = Edges.of(task, found.values, self.norm)
+            before = task.spent
+            # Until something is fetched, the whole of the first space is out of the question.
+            known = [*space.against, space.rows[: space.size]]
+            hint, chance = look(task, known, edges, self._stream("probe", attempt))
+            extra += task.spent - before
+            if hint is None:
+                if chance >= MISS:
+                    stated = f"a repeated eigenvalue may have been missed, with probability up to {chance:.1g}"
+                    found = replace(found, notes=(*found.notes, stated))
+                elif extra:
+                    stated = f"{extra} products looked for repeated eigenvalues"
+                    found = replace(found, notes=(*found.notes, stated))
+                break
+            space = self._space("complement", attempt, against=fetched)
+            more = self._converge(space, hint, self._belongs(found.values, edges), 0)
+            fetched.append(more.rows)
+            found = self._merge(found, more)
+        return replace(found, norm=self.norm)
+
+    def _belongs(self, values: Array, edges: Edges) -> Need:
+        """Positions of new Ritz values that would be among the wanted ones of old and new together."""
+
+        def need(ritz: Array) -> list[int]:
+            together = np.concatenate([values, ritz])
+            order = np.argsort(together, kind="stable")
+            best = set(order[wanted(together[order], self.task.k, self.task.which)].tolist())
+            return [i for i in edges.beyond(ritz) if i + len(values) in best]
+
+        return need
+
+    def _merge(self, old: Found, new: Found) -> Found:
+        """The wanted ones of both."""
+        values = np.concatenate([old.values, new.values])
+        order = np.argsort(values, kind="stable")
+        best = order[wanted(values[order], self.task.k, self.task.which)]
+        shares = np.zeros((len(values), old.shares.shape[1] + new.shares.shape[1]))
+        shares[: len(old.values), : old.shares.shape[1]] = old.shares
+        shares[len(old.values) :, old.shares.shape[1] :] = new.shares
+        defects = torch.cat([old.defects, new.defects])
+        stop = old.stop if new.stop.converged else new.stop
+        rows = torch.cat([old.rows, new.rows])
+        note = f"{len(new.values)} of the values had been hidden: repeated, or nearly"
+        merged = Found.of(self.task, values, rows, stop, self.norm, defects, shares, (*old.notes, note))
+        return merged.take(best.tolist())
+
+    def _stream(self, *names: str | int) -> torch.Generator:
+        return _rng.generator(self.task.seed, "lanczos", *names)
+
+    def _space(self, *names: str | int, against: list[Tensor | None] | None = None) -> Krylov:
+        blocks = [self.task.against] if against is None else against
+        free = self.task.operator.size - sum(len(block) for block in blocks if block is not None)
+        return Krylov(self.task.operator, max(min(self.capacity, free), 1), self._stream(*names), *blocks)
+
+    def _converge(self, space: Krylov, start: Tensor | None, need: Need, at_least: int) -> Found:
+        """Expand and restart until the pairs that ``need`` names have converged."""
+        task = self.task
+        space.begin(start)
+        clock = _Clock(min(at_least, space.capacity))
+        best, since = np.inf, 0
+        while True:
+            space.expand()
+            exhausted = space.room == 0 or space.beta == 0.0 or task.spent >= task.budget
+            if space.size < space.capacity and not exhausted and not clock.due(space.size):
+                continue
+            values, coordinates, residuals = space.ritz()
+            self.norm = max(self.norm, space.norm)
+            picked = need(values)
+            full = space.room == 0
+            short = not full and len(picked) < at_least
+            ratio = residuals[picked] / np.maximum(task.limits(values[picked], self.norm), 1e-300)
+            worst = float(ratio.max(initial=0.0))
+            clock.read(space.size, worst if picked and not short else np.inf)
+            since = 0 if worst < 0.5 * best else since + 1
+            best = min(best, worst)
+            stop = None
+            if full or (space.beta == 0.0 and not short):
+                stop = Stop.INVARIANT
+            elif picked and worst <= 1.0 and not short:
+                stop = Stop.CONVERGED
+            elif since > 20 * space.capacity and worst < 100 and space.eps > 1e-10:
+                stop = Stop.STAGNATED
+            elif task.spent >= task.budget:
+                stop = Stop.BUDGET
+            if stop is not None:
+                live = space.beta > 0.0
+                last = space.rows[space.size : space.size + 1] if live else torch.zeros_like(space.rows[:1])
+                shares = space.beta * coordinates[-1:, picked].T
+                return Found.of(
+                    task, values[picked], space.vectors(coordinates[:, picked]), stop, self.norm, last, shares
+                )
+            if space.size == space.capacity:
+                kept = self._keep(values, picked)
+                space.restart(values[kept], coordinates[:, kept])
+                clock.restart(space.size)
+
+    def _keep(self, values: Array, picked: list[int]) -> list[int]:
+        """Wanted pairs and their neighbours: half of what is left, which is where the next ones come from."""
+        size = len(values)
+        extra = max((size - len(picked)) * 2 // 5, 1)
+        count = min(len(picked) + extra, size - 1)
+        if self.task.which == "both":
+            return wanted(values, max(count // 2, 1), "both")
+        return wanted(values, count, self.task.which)
+
+
+class _Clock:
+    """When to look at Ritz values next: half of what the residuals' decay says is still missing.
+
+    Looking costs an eigendecomposition of the projected matrix, which beside cheap products is not free.
+    """
+
+    def __init__(self, first: int) -> None:
+        self.next = first
+        self.last: tuple[int, float] | None = None
+
+    def due(self, size: int) -> bool:
+        """Whether to look at this size."""
+        return size >= self.next
+
+    def read(self, size: int, worst: float) -> None:
+        """Plan from the worst ratio of residual to limit."""
+        wait = 1
+        if np.isfinite(worst) and worst > 1.0:
+            if self.last is not None and worst < self.last[1] and size > self.last[0]:
+                rate = np.log(self.last[1] / worst) / (size - self.last[0])
+                wait = int(min(0.5 * np.log(worst) / rate, size / 8))
+            self.last = (size, worst)
+        self.next = size + max(wait, 1)
+
+    def restart(self, size: int) -> None:
+        """Forget: sizes count anew."""
+        self.next, self.last = size + 1, None
