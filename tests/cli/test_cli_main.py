@@ -24,7 +24,7 @@ def test_an_unknown_command_suggests_one(capsys):
     assert command.main(["rnu"]) == 2
     assert "no command 'rnu'. Perhaps run was meant" in capsys.readouterr().err
     assert command.main(["zzz"]) == 2
-    assert "Choose among: run, report, doctor" in capsys.readouterr().err
+    assert "Choose among: run, spectrum, report, doctor" in capsys.readouterr().err
 
 
 def test_help_and_version_import_no_heavy_package():
@@ -78,3 +78,14 @@ def test_errors_that_are_not_ours_are_not_hidden(monkeypatch):
     fails_with(ZeroDivisionError(), monkeypatch)
     with pytest.raises(ZeroDivisionError):
         command.main(["run"])
+
+
+def test_a_reader_that_has_enough_ends_it_quietly():
+    code = "import sys; from thalweg.cli.main import main; sys.exit(main(['run', '--help']))"
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    child.stdout.read(10)
+    child.stdout.close()  # as head does
+    error = child.stderr.read()
+    child.stderr.close()
+    assert child.wait(timeout=60) == 141
+    assert error == ""

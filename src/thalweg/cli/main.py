@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 from thalweg import __version__
 from thalweg.cli.console import complain, show_traceback
@@ -13,6 +15,7 @@ from thalweg.errors import NonFinite, StorageError, ThalwegError
 
 COMMANDS = {
     "run": "Train a model and record its loss, weights and leading curvature",
+    "spectrum": "Measure the curvature at a checkpoint: eigenvalues, trace, density, layers",
     "report": "Write the one-page report of a run",
     "doctor": "Check which numbers can be trusted on this machine and model",
 }
@@ -22,7 +25,7 @@ HELP = f"""usage: thalweg COMMAND [OPTIONS]
 See where the training of a neural network goes: record a run, measure its curvature, read one page about it.
 
 commands:
-{chr(10).join(f"  {name:<9}{text}" for name, text in COMMANDS.items())}
+{chr(10).join(f"  {name:<10}{text}" for name, text in COMMANDS.items())}
 
 options:
   -h, --help     show this message; thalweg COMMAND --help shows all settings of a command
@@ -34,6 +37,7 @@ examples:
   thalweg run --quick                           the same, short
   thalweg run --rule.name adam --rule.lr 1e-3 --steps 500 --out runs/adam
   thalweg run --resume runs/adam --steps 1000   go on after a crash or a Ctrl-C, or for longer
+  thalweg spectrum runs/adam                    eigenvalues, trace, density and layers of the last checkpoint
   thalweg report runs/adam --open               write the page again, and look at it
 
 exit codes: 0 done, 1 the run failed, 2 wrong input, 130 stopped with Ctrl-C
@@ -52,6 +56,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = _run(given)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read our output has read enough, as head does
+        with suppress(OSError, ValueError):  # what is left to write at exit goes nowhere
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # as a shell counts a process that ended by SIGPIPE
+    return code
+
+
+def _run(given: list[str]) -> int:
     debug = "--debug" in given
     given = [argument for argument in given if argument != "--debug"]
     if not given or given[0] in ("-h", "--help", "help"):

@@ -101,10 +101,11 @@ class RunMeter:
         return f"loss {values['loss']:.4g}{self._sharpness}"
 
 
-class _TwoLines(Progress):
+class TwoLines(Progress):
     """A bar across the terminal, and what was measured below it: both fit into 80 columns."""
 
     def get_renderables(self) -> Iterator[RenderableType]:
+        """The bar, then the text of each task."""
         yield self.make_tasks_table(self.tasks)
         for task in self.tasks:
             yield Text(task.fields["text"], no_wrap=True, overflow="ellipsis")
@@ -117,7 +118,7 @@ class BarMeter(RunMeter):
 
     def _open(self, start: int) -> None:
         columns = BarColumn(bar_width=None), MofNCompleteColumn(), TextColumn("{task.fields[pace]}")
-        self._progress = _TwoLines(*columns, console=self.console, expand=True)
+        self._progress = TwoLines(*columns, console=self.console, expand=True)
         self._task: TaskID = self._progress.add_task("", total=self._steps, completed=start, pace="", text="")
         self._progress.start()
 
