@@ -18,8 +18,9 @@ LEVELS = {
     "spectra": 4,
     "rules": 5,
     "runs": 6,
-    "report": 7,
-    "cli": 8,
+    "flows": 7,
+    "report": 8,
+    "cli": 9,
 }
 OPTIONAL = {"sklearn", "datasets", "transformers", "accelerate", "selenium", "pytest", "hypothesis"}
 

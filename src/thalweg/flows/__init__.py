@@ -1,0 +1,1 @@
+"""Differential equations for the path that an optimiser takes on average, oscillation included."""
