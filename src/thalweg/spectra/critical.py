@@ -11,7 +11,7 @@ from torch import Tensor
 
 from thalweg.errors import InvalidInput, NonFinite, NotConverged, explain
 from thalweg.problem.problem import Problem
-from thalweg.spectra.crossing import Crossing, CrossingStop, first_rise
+from thalweg.spectra.crossing import CrossingStop, first_rise
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -82,7 +82,7 @@ def critical_sharpness(
     *,
     slope: float | None = None,
     guess: float | None = None,
-    tol: float = 0.01,
+    tol: float = 0.02,
     max_evaluations: int = 9,
     largest: float | None = None,
     noise: float | None = None,
@@ -90,10 +90,10 @@ def critical_sharpness(
 ) -> CriticalSharpness:
     r"""Return ``\lambda_c = 2 / \eta_c``, ``\eta_c = min {\eta > 0 : L(w - \eta d) >= L(w)}``.
 
-    On a quadratic ``\eta_c = 2 d'g / d'Hd``, so ``\lambda_c = d'Hd / d'g``: with the gradient as direction the directional
-    sharpness ``g'Hg / g'g``. Only forward passes are taken, so that it works where there is no second derivative and
-    no memory for a graph. The search interpolates ``(L(w - \eta d) - L(w)) / \eta``, a straight line on a quadratic, and
-    ends when two learning rates at most ``tol`` apart were *seen* on either side.
+    On a quadratic ``\eta_c = 2 d'g / d'Hd``, so ``\lambda_c = d'Hd / d'g``: with the gradient as direction, the
+    directional sharpness ``g'Hg / g'g``. Only forward passes are taken, so that it works where there is no second
+    derivative and no memory for a graph. The search interpolates ``(L(w - \eta d) - L(w)) / \eta``, a straight line on
+    a quadratic, and ends when two learning rates at most ``tol`` apart were *seen* on either side.
 
     Args:
         problem: Model, loss and data.
@@ -135,9 +135,8 @@ def critical_sharpness(
     else:
         direction = _direction(problem, direction)
         loss = problem.value(point)
-    return _search(
-        problem, point, direction, loss, slope, guess, tol, max_evaluations, largest, noise, strict, gradients
-    )
+    options = _Options(guess, tol, max_evaluations, largest, noise, strict)
+    return _search(problem, point, direction, loss, slope, gradients, options)
 
 
 def relative_critical_sharpness(
@@ -146,17 +145,17 @@ def relative_critical_sharpness(
     w: Tensor | None = None,
     *,
     guess: float | None = None,
-    tol: float = 0.01,
+    tol: float = 0.02,
     max_evaluations: int = 9,
     largest: float | None = None,
     noise: float | None = None,
     strict: bool = True,
 ) -> CriticalSharpness:
-    r"""Return ``\lambda_c^{1 \to 2} = 2 / \eta_c``: where the loss of ``problem`` (2) rises along the update of another (1).
+    r"""Return ``\lambda_c^{1 \to 2} = 2 / \eta_c``: where one loss (2) rises along the update of another (1).
 
-    ``\eta_c = min {\eta > 0 : L_2(w - \eta d_1) >= L_2(w)}``; on quadratics ``\lambda_c = d_1'H_2 d_1 / d_1'g_2``. A small
-    value says that training on loss 1 with a moderate learning rate also lowers loss 2; infinite (`RISES_AT_ONCE`) says
-    that the update climbs loss 2 however small it is: forgetting, if 2 is pre-training and 1 is fine-tuning.
+    ``\eta_c = min {\eta > 0 : L_2(w - \eta d_1) >= L_2(w)}``; on quadratics ``\lambda_c = d_1'H_2 d_1 / d_1'g_2``.
+    Below 2 / learning rate, a step on loss 1 lowers loss 2 as well; infinite (``RISES_AT_ONCE``) says that the update
+    climbs loss 2 however small it is: forgetting, if 2 is pre-training and 1 is fine-tuning.
 
     Args:
         problem: The loss that is watched (2).
@@ -192,7 +191,7 @@ def relative_critical_sharpness(
         if along.layout != problem.layout:
             raise InvalidInput(
                 explain(
-                    f"One problem has {problem.dimension} parameters, the other {along.dimension}, or their names differ",
+                    f"The problems have {problem.dimension} and {along.dimension} parameters, or other names",
                     "an update of one loss must be a move of the other's weights",
                     "Build both problems on the same model with the same parameters=",
                 )
@@ -202,9 +201,18 @@ def relative_critical_sharpness(
         direction = along
     direction = _direction(problem, direction)
     loss = problem.value(point)
-    return _search(
-        problem, point, direction, loss, None, guess, tol, max_evaluations, largest, noise, strict, gradients
-    )
+    options = _Options(guess, tol, max_evaluations, largest, noise, strict)
+    return _search(problem, point, direction, loss, None, gradients, options)
+
+
+@dataclass(frozen=True)
+class _Options:
+    guess: float | None
+    tol: float
+    max_evaluations: int
+    largest: float | None
+    noise: float | None
+    strict: bool
 
 
 def _point(problem: Problem, w: Tensor | None) -> Tensor:
@@ -228,13 +236,8 @@ def _search(
     direction: Tensor,
     start: Tensor,
     slope: float | None,
-    guess: float | None,
-    tol: float,
-    max_evaluations: int,
-    largest: float | None,
-    noise: float | None,
-    strict: bool,
     gradients: int,
+    options: _Options,
 ) -> CriticalSharpness:
     loss, length, size = float(start), _norm(direction), _norm(w) or 1.0
     if not (math.isfinite(loss) and math.isfinite(length)):
@@ -253,26 +256,29 @@ def _search(
                 "At a stationary point use directional_sharpness with an eigenvector, or the last update",
             )
         )
+    noise = options.noise
     if noise is None:
         rounding = torch.finfo(start.dtype).eps + torch.finfo(problem.dtype).eps / math.sqrt(max(problem.samples, 1))
         noise = 4 * abs(loss) * rounding
     scale = size / length
-    first = guess if guess is not None else 0.01 * scale
-    if guess is None and slope is not None and slope > 0 and loss > 0:
-        first = min(first, 2 * loss / slope)  # a quadratic that stays positive is back at its start by 4 L / slope
+    first = options.guess
+    if first is None:
+        first = 0.03 * scale
+        if slope is not None and slope > 0 and loss > 0:  # a quadratic that stays positive is back by 4 L / slope
+            first = min(0.1 * scale, loss / slope)
 
     def change(eta: float) -> float:
         return float(problem.value(torch.sub(w, direction, alpha=eta))) - loss
 
-    found: Crossing = first_rise(
+    found = first_rise(
         change,
         first,
         slope=slope,
-        tol=tol,
-        max_evaluations=max_evaluations - 1,
-        largest=largest if largest is not None else 1e3 * scale,
+        tol=options.tol,
+        max_evaluations=options.max_evaluations - 1,
+        largest=options.largest if options.largest is not None else 1e3 * scale,
         noise=noise,
-        confident=guess is not None,
+        confident=options.guess is not None,
     )
     result = CriticalSharpness(
         value=0.0 if found.root == math.inf else math.inf if found.root == 0 else 2 / found.root,
@@ -286,7 +292,7 @@ def _search(
         points=found.points,
         stop=found.stop,
     )
-    if strict and not found.stop.converged:
+    if options.strict and not found.stop.converged:
         raise NotConverged(
             explain(
                 f"After {result.evaluations} forward passes the critical learning rate lies between "

@@ -55,8 +55,8 @@ def first_rise(
 ) -> Crossing:
     r"""Find the smallest ``x > 0`` with ``f(x) >= 0`` for a function that starts at ``f(0) = 0`` and falls.
 
-    The secant slope ``s(x) = f(x) / x`` has the same sign without the root at zero, and is a straight line where ``f`` is
-    a quadratic: two values of it (or one and ``s(0) = f'(0)``) give the crossing. Once there is a bracket, the next
+    The secant slope ``s(x) = f(x) / x`` has the same sign without the root at zero, and is a straight line where ``f``
+    is a quadratic: two values of it (or one and ``s(0) = f'(0)``) give the crossing. Once there is a bracket, the next
     points lie a little beyond the predicted crossing, on the side that closes it. The first crossing on the points
     that were visited is returned; an earlier one between them cannot be excluded.
 
@@ -149,7 +149,7 @@ class _Search:
             return CrossingStop.ROUNDING if self.flat and self.blur() > _SHARE * self.tol else None
         if high == math.inf:
             return CrossingStop.NEVER_RISES if self.points[-1][0] >= self.largest else None
-        if self.flat and high <= 2 * max(self.flat):
+        if self.flat and high <= 4 * max(self.flat) and min(self.flat) <= 0.5 * max(self.flat):
             return CrossingStop.ROUNDING  # whatever dip there is before the rise is too shallow to see
         return CrossingStop.RISES_AT_ONCE if self.straight_up() else None
 
@@ -216,8 +216,8 @@ class _Search:
             target = self.high / self.step if root is None else max(root / margin, self.high / 64)
             self.step = 8.0
             return min(target, self.high / (1 + 2 * _SHARE * self.tol))
-        if self.high < math.inf:  # from unseen to risen
-            return math.sqrt(max(self.flat) * self.high)
+        if self.high < math.inf:  # from unseen to risen; at the crossing itself nothing is seen, but halfway there is
+            return math.sqrt(max(self.flat) * self.high) if self.high > 4 * max(self.flat) else 0.5 * max(self.flat)
         return min(8 * self.points[-1][0], self.largest)
 
     def inside(self, root: float | None, margin: float) -> float:
