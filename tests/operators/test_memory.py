@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import cases
-from thalweg.operators import hessian, memory
-from thalweg.problem import Problem
+from thalweg.operators import hessian
+from thalweg.problem import Problem, memory
 
 LAYOUTS = (
     "linearised",

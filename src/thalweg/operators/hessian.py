@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 from torch import Tensor
 
 from thalweg.errors import InvalidInput, explain
-from thalweg.operators import memory
+from thalweg.problem import memory
 from thalweg.operators.base import Operator
 from thalweg.operators.layouts import (
     Difference,

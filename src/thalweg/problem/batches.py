@@ -65,6 +65,10 @@ class Batches(ABC):
         """Return the samples at ``indices`` as one source; only for data that can be indexed."""
         raise not_indexable()
 
+    def recut(self, batch_size: int) -> Batches:
+        """Return the same samples in batches of another size; only for data that can be indexed."""
+        raise not_indexable()
+
     @property
     def samples(self) -> int | None:
         """Number of samples where it is known without reading."""
@@ -97,6 +101,10 @@ class TensorBatches(Batches):
         """Return the samples at ``indices``."""
         return TensorBatches(map_tensors(lambda t: t[indices.to(t.device)], self.data), self.batch_size)
 
+    def recut(self, batch_size: int) -> Batches:
+        """Return views of the same tensors."""
+        return TensorBatches(self.data, batch_size)
+
     @property
     def samples(self) -> int:
         """Number of samples."""
@@ -120,6 +128,10 @@ class DatasetBatches(Batches):
     def subset(self, indices: Tensor) -> Batches:
         """Return the samples at ``indices``."""
         return DatasetBatches(self.dataset, self.batch_size, [self.indices[i] for i in indices.tolist()])
+
+    def recut(self, batch_size: int) -> Batches:
+        """Return the same samples, collated otherwise."""
+        return DatasetBatches(self.dataset, batch_size, self.indices)
 
     @property
     def samples(self) -> int:
@@ -170,6 +182,10 @@ class CachedBatches(Batches):
     def subset(self, indices: Tensor) -> Batches:
         """Return the samples at ``indices`` of the source."""
         return self.source.subset(indices)
+
+    def recut(self, batch_size: int) -> Batches:
+        """Return the source, cut otherwise."""
+        return self.source.recut(batch_size)
 
     @property
     def samples(self) -> int | None:
@@ -226,6 +242,42 @@ def make_batches(data: Any, batch_size: int | None) -> Batches:
     if batches.samples == 0:
         raise EmptyData(explain("The data holds no sample", "a mean over nothing is undefined", "Check its filter"))
     return batches
+
+
+def positions(indices: Tensor | slice | Sequence[int], count: int) -> Tensor:
+    """Return ``indices`` into ``count`` samples as int64 on the CPU.
+
+    Raises:
+        InvalidInput: They are no whole numbers, or out of range.
+        EmptyData: There is none.
+    """
+    if isinstance(indices, slice):
+        indices = range(*indices.indices(count))
+    index = torch.as_tensor(indices)
+    if index.dtype == torch.bool:
+        if index.shape != (count,):
+            raise InvalidInput(
+                explain(
+                    f"The mask has shape {tuple(index.shape)}",
+                    f"the data has {count} samples",
+                    "Pass one entry each",
+                )
+            )
+        index = index.nonzero()
+    index = index.reshape(-1).cpu()
+    if index.is_floating_point() and index.numel():
+        raise InvalidInput(explain(f"The indices are {index.dtype}", "a sample has a whole number", "Pass integers"))
+    if index.numel() == 0:
+        raise EmptyData(explain("No index was given", "a mean over nothing is undefined", "Pass some indices"))
+    if int(index.min()) < -count or int(index.max()) >= count:
+        raise InvalidInput(
+            explain(
+                f"Indices reach from {int(index.min())} to {int(index.max())}",
+                f"the data has {count} samples",
+                f"Stay within 0 and {count - 1}",
+            )
+        )
+    return index.long()
 
 
 def cache(batches: Batches, limit: int = CACHE_LIMIT) -> Batches:

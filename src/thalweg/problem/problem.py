@@ -5,18 +5,24 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from thalweg._vectors import Pattern
-from thalweg.errors import EmptyData, InvalidInput, NotDeterministic, NotDifferentiable, explain
+from thalweg.errors import InvalidInput, NotDeterministic, NotDifferentiable, explain
 from thalweg.problem import determinism, losses
-from thalweg.problem.batches import cache, make_batches, map_tensors, not_indexable, tensors_in
+from thalweg.problem.batches import cache, make_batches, map_tensors, not_indexable, positions, tensors_in
+from thalweg.problem.forms import ModelLoss, OutputLoss, pair
 from thalweg.problem.guards import evaluation, no_autocast
 from thalweg.problem.parameters import select, slots
+
+if TYPE_CHECKING:
+    from thalweg.problem.holdings import Job
+    from thalweg.problem.plan import Plan
+    from thalweg.problem.planner import PlannedLayout
 
 
 class Problem:
@@ -79,8 +85,8 @@ class Problem:
         check: bool = True,
     ) -> None:
         self.model = model
-        self._form = _ModelLoss if losses.calls_the_model(loss) else _OutputLoss
-        if self._form is _OutputLoss:
+        self._form = ModelLoss if losses.calls_the_model(loss) else OutputLoss
+        if self._form is OutputLoss:
             losses.check_reduction(loss)
         self._function = self._form(model, loss)
         if dtype is not None and not dtype.is_floating_point:
@@ -182,40 +188,80 @@ class Problem:
         count = self._batches.samples
         if count is None:
             raise not_indexable()
-        if isinstance(indices, slice):
-            indices = range(*indices.indices(count))
-        index = torch.as_tensor(indices)
-        if index.dtype == torch.bool:
-            if index.shape != (count,):
-                raise InvalidInput(
-                    explain(
-                        f"The mask has shape {tuple(index.shape)}",
-                        f"the data has {count} samples",
-                        "Pass one entry each",
-                    )
-                )
-            index = index.nonzero()
-        index = index.reshape(-1).cpu()
-        if index.is_floating_point() and index.numel():
-            raise InvalidInput(
-                explain(f"The indices are {index.dtype}", "a sample has a whole number", "Pass integers")
-            )
-        if index.numel() == 0:
-            raise EmptyData(explain("No index was given", "a mean over nothing is undefined", "Pass some indices"))
-        if int(index.min()) < -count or int(index.max()) >= count:
-            raise InvalidInput(
-                explain(
-                    f"Indices reach from {int(index.min())} to {int(index.max())}",
-                    f"the data has {count} samples",
-                    f"Stay within 0 and {count - 1}",
-                )
-            )
         part = copy.copy(self)
         part.notes = {}
-        part._batches = cache(self._batches.subset(index.long()))
+        part._batches = cache(self._batches.subset(positions(indices, count)))
         part._weights = tuple(part._weigh(batch) for batch in part._batches)
         part.samples = _whole(sum(part._weights))
         return part
+
+    def recut(self, batch_size: int) -> Problem:
+        """Return the same problem evaluated ``batch_size`` samples at a time; it shares the model, unchecked.
+
+        Raises:
+            InvalidInput: The data is a loader, which has cut its batches itself.
+        """
+        if self._batches.samples is None:
+            raise not_indexable()
+        part = copy.copy(self)
+        part.notes = {}
+        part._batches = cache(self._batches.recut(batch_size))
+        part._weights = tuple(part._weigh(batch) for batch in part._batches)
+        return part
+
+    def with_loss(self, loss: Callable[..., Any]) -> Problem:
+        """Return the problem with another loss of the same batches and counts; it shares model and data, unchecked."""
+        other = copy.copy(self)
+        other.notes = {}
+        other._form = ModelLoss if losses.calls_the_model(loss) else OutputLoss
+        other._function = other._form(self.model, loss)
+        return other
+
+    def plan(
+        self,
+        job: Job = "eigenpairs",
+        *,
+        k: int = 1,
+        budget: int | None = None,
+        layout: PlannedLayout | Literal["auto"] = "auto",
+        basis: int | None = None,
+        products: int | None = None,
+    ) -> Plan:
+        r"""Predict peak memory and time of a job before it runs, and how to cut it so that it fits.
+
+        Probes of 1, 2, 4, ... samples count the bytes alive after each operation, which are affine in the number of
+        samples; from there ``peak(b) = vectors + graphs + max_i (a_i + c_i b)``. The largest probe was predicted by the
+        smaller ones, or is as large as the budget lets it be.
+
+        Args:
+            job: ``"value"``, ``"gradient"``, ``"product"`` (a Hessian product), ``"eigenpairs"`` (by `Lanczos`),
+                ``"density"`` or ``"critical_sharpness"``.
+            k: Eigenpairs wanted.
+            budget: Bytes that the job may hold at a time, beyond model and data; default half of what is free. One
+                sample is evaluated to find out whether it fits.
+            layout: Keep the gradient's graph (``"linearised"``) or rebuild it for each product
+                (``"double_backward"``); ``"auto"`` takes what is faster within the budget.
+            basis: Vectors of the Krylov basis; default what the solver takes, or fewer if those do not fit.
+            products: How many products to count on for the time; default a guess from ``k``.
+
+        Returns:
+            A `Plan`: print it, ``plan.apply()`` it, and pass ``plan.layout`` and ``plan.basis`` on.
+
+        Raises:
+            InvalidInput: The budget is too small for one sample (the message says what the least is), or an argument
+                is out of range.
+            NotDifferentiable: The job needs a derivative that the loss does not have.
+
+        Example:
+            >>> model = torch.nn.Sequential(torch.nn.Linear(20, 50), torch.nn.Tanh(), torch.nn.Linear(50, 1))
+            >>> problem = Problem(model, torch.nn.MSELoss(), (torch.randn(3000, 20), torch.randn(3000, 1)))
+            >>> plan = problem.plan("eigenpairs", k=2, budget=1_000_000)
+            >>> plan.peak_bytes <= 1_000_000, plan.layout, plan.apply().batch_count > 1
+            (True, 'double_backward', True)
+        """
+        from thalweg.problem.plan import plan
+
+        return plan(self, job, k=k, budget=budget, layout=layout, basis=basis, products=products)
 
     def in_dtype(self, dtype: torch.dtype) -> Problem:
         """Return the same problem evaluated in ``dtype``; it shares model and data and is not checked again."""
@@ -272,14 +318,18 @@ class Problem:
             constants[name] = placed[id(buffer)]
         return constants
 
-    def _evaluate(self, leaves: Sequence[Tensor], batch: Any) -> tuple[Tensor, float]:
+    def _call(self, function: nn.Module, leaves: Sequence[Tensor], batch: Any) -> Any:
+        """Call ``function``, which holds model and loss as ours does, on a batch with ``leaves`` in their places."""
         if self._cast is None and self._selection.mixed:
             leaves = [leaf.to(dtype) for leaf, dtype in zip(leaves, self._selection.dtypes)]
         tensors = self._constants()
         for known, leaf in zip(self._names, leaves):
             tensors.update(dict.fromkeys(known, leaf))
         with evaluation(self.device):
-            value, weight = functional_call(self._function, tensors, (batch,), tie_weights=False)  # all slots given
+            return functional_call(function, tensors, (batch,), tie_weights=False)  # all slots given
+
+    def _evaluate(self, leaves: Sequence[Tensor], batch: Any) -> tuple[Tensor, float]:
+        value, weight = self._call(self._function, leaves, batch)
         if not isinstance(value, Tensor) or value.numel() != 1:
             found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             raise InvalidInput(
@@ -318,57 +368,13 @@ class Problem:
         return value.detach(), grads, weight
 
     def _weigh(self, batch: Any) -> float:
-        if self._form is _ModelLoss:
+        if self._form is ModelLoss:
             with torch.no_grad():
                 return self._evaluate(self.layout.split(self.initial), self._place(batch))[1]
-        return losses.batch_weight(self._function.loss, *_pair(batch))
+        return losses.batch_weight(self._function.loss, *pair(batch))
 
     def _sum(self, values: Any) -> Tensor:
         return torch.stack(list(values)).sum()
-
-
-class _OutputLoss(nn.Module):
-    """``loss(model(inputs), target)`` with the weight of the batch."""
-
-    def __init__(self, model: nn.Module, loss: Callable[..., Any]) -> None:
-        super().__init__()
-        self.model, self.loss = model, loss
-
-    def forward(self, batch: Any) -> tuple[Tensor, float]:
-        inputs, target = _pair(batch)
-        return self.loss(self.model(inputs), target), losses.batch_weight(self.loss, inputs, target)
-
-
-class _ModelLoss(nn.Module):
-    """``loss(model, batch)``, which says its own sample count."""
-
-    def __init__(self, model: nn.Module, loss: Callable[..., Any]) -> None:
-        super().__init__()
-        self.model, self.loss = model, loss
-
-    def forward(self, batch: Any) -> tuple[Tensor, float]:
-        result = self.loss(self.model, batch)
-        if not (isinstance(result, tuple) and len(result) == 2):
-            raise InvalidInput(
-                explain(
-                    f"loss(model, batch) returned a {type(result).__name__}",
-                    "thalweg weights every batch by its sample count",
-                    "Return (mean loss, sample count)",
-                )
-            )
-        return result[0], float(result[1])
-
-
-def _pair(batch: Any) -> tuple[Any, Any]:
-    if isinstance(batch, (tuple, list)) and len(batch) == 2:
-        return batch[0], batch[1]
-    raise InvalidInput(
-        explain(
-            f"A batch is a {type(batch).__name__}, not a pair",
-            "a loss of (output, target) needs (inputs, targets)",
-            "Yield pairs, or pass a loss(model, batch) that returns (mean loss, sample count)",
-        )
-    )
 
 
 def _whole(count: float) -> int:

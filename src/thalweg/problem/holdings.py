@@ -1,0 +1,68 @@
+"""How many vectors of length P each job holds, beside what a product or a gradient takes by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+Job = Literal["value", "gradient", "product", "eigenpairs", "density", "critical_sharpness"]
+Line = tuple[str, int, str]
+"""Name, number of vectors, reason."""
+
+
+@dataclass(frozen=True)
+class Holdings:
+    """Vectors alive during a product (or gradient, or value), and those at the worst moment outside, if any."""
+
+    during: tuple[Line, ...]
+    outside: tuple[Line, ...] = ()
+
+
+DEFAULT_BASIS: dict[Job, Callable[[int], int | None]] = {
+    "value": lambda k: None,
+    "gradient": lambda k: None,
+    "product": lambda k: None,
+    "eigenpairs": lambda k: 3 * k + 30,
+    "density": lambda k: 64,
+    "critical_sharpness": lambda k: None,
+}
+"""Vectors of a Krylov basis where nothing is asked."""
+
+DEFAULT_PRODUCTS: dict[Job, Callable[[int, int | None], int]] = {
+    "value": lambda k, basis: 0,
+    "gradient": lambda k, basis: 0,
+    "product": lambda k, basis: 1,
+    "eigenpairs": lambda k, basis: 20 + 15 * k,
+    "density": lambda k, basis: 4 * (basis or 1),
+    "critical_sharpness": lambda k, basis: 8,
+}
+"""Products (forward passes for the critical sharpness) that a job is taken to need where nothing is known."""
+
+
+def holdings(job: Job, order: str, k: int, basis: int | None, dtype: torch.dtype) -> Holdings:
+    """Count the vectors of ``job`` while it takes derivatives of ``order``, and outside of that.
+
+    Args:
+        job: The job.
+        order: ``"value"``, ``"gradient"`` or ``"product"``.
+        k: Eigenpairs wanted.
+        basis: Vectors of the Krylov basis.
+        dtype: Of the vectors; random ones are drawn in float64 and rounded.
+    """
+    point: Line = ("point", 1, "the weights as one vector")
+    if job in ("value", "gradient"):
+        return Holdings((point, ("gradient", int(job == "gradient"), "the sum over batches")))
+    if job == "critical_sharpness":
+        gradient: Line = ("gradient", 1, "the direction")
+        trial: Line = ("trial points", 1, "a step along the direction")
+        return Holdings((point, gradient)) if order == "gradient" else Holdings((point, gradient, trial))
+    result: Line = ("product", 1, "the sum over batches")
+    if job == "product":
+        return Holdings((point, ("vector", 1, "what is multiplied"), result))
+    rows: Line = ("basis", (basis or 0) + 1, f"Krylov vectors, basis={basis}")
+    drawn = 8 // torch.empty(0, dtype=dtype).element_size()
+    moment: Line = ("solver", max(k, drawn + 1, 2), "starting or final vectors")
+    return Holdings((point, rows, result), (point, rows, moment))
