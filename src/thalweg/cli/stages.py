@@ -26,7 +26,7 @@ class Watched(Operator):
     """
 
     def __init__(self, inner: Operator, tick: Callable[[int], None]) -> None:
-        super().__init__(inner.size, inner.dtype, inner.device)
+        super().__init__(inner.size, inner.dtype, inner.device, inner.space)
         self.inner, self._tick = inner, tick
 
     def _matvec(self, v: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,7 +19,7 @@ from thalweg.operators.hessian import LayoutName
 from thalweg.rules import effective_hessian
 
 if TYPE_CHECKING:
-    from thalweg.spectra import Lanczos
+    from thalweg.spectra.choice import Choice
 
 Ends = Literal["both", "largest", "smallest"]
 OperatorName = Literal["hessian", "gauss-newton", "fisher"]
@@ -60,6 +60,31 @@ class Plan:
     layout: LayoutName = "auto"
     budget: int | None = None
     seed: int = 0
+
+
+def groups(names: Sequence[str]) -> dict[str, list[str]]:
+    """Put the parameters of one module together, and modules by the first parts of their names where they are many.
+
+    Args:
+        names: Names of parameters.
+
+    Returns:
+        The names in each layer, in the order of their first.
+
+    Example:
+        >>> groups(["0.weight", "0.bias", "2.weight"])
+        {'0': ['0.weight', '0.bias'], '2': ['2.weight']}
+    """
+    depth = max(name.count(".") for name in names) if names else 0
+    found: dict[str, list[str]] = {}
+    for parts in range(max(depth, 1), 0, -1):
+        found = {}
+        for name in names:
+            module = name.split(".")[:-1] or [name]
+            found.setdefault(".".join(module[:parts]), []).append(name)
+        if len(found) <= LAYERS:
+            break
+    return found
 
 
 class Survey:
@@ -232,17 +257,18 @@ class Survey:
             )
         return effective_hessian(subject.rule, subject.state, curvature)
 
-    def _solver(self) -> Lanczos:
-        from thalweg.spectra import Lanczos
+    def _solver(self, k: int, which: Ends = "largest", start: torch.Tensor | None = None) -> Choice:
+        from thalweg.spectra.choice import choose
 
-        return Lanczos(tol=self.plan.tol, max_products=self._share)
+        return choose(self._operator, k, start, which=which, tol=self.plan.tol, max_products=self._share)
 
     def _eigenvalues(self) -> str:
         from thalweg.spectra import top_eigenpairs
 
         plan = self.plan
+        solver = self._solver(plan.k, plan.ends)
         pairs = top_eigenpairs(
-            self._operator, plan.k, which=plan.ends, method=self._solver(), seed=plan.seed, strict=False
+            self._operator, plan.k, which=plan.ends, method=solver.method, seed=plan.seed, strict=False
         )
         self._start = None if plan.ends == "smallest" else pairs.vectors[:, :1]
         values = pairs.values.double().numpy()
@@ -257,9 +283,13 @@ class Survey:
                     ),
                     "eigen_end": _variable("eigenvalue", ends, "1", "end of the spectrum: 1 largest, -1 smallest"),
                 }
-            ).assign_attrs(eigenvalues_stop=str(pairs.stop), eigenvalues_converged=pairs.stop.converged)
+            )
         )
-        self._facts |= self._parts[-1].attrs
+        self._facts |= {
+            "eigenvalues_stop": str(pairs.stop),
+            "eigenvalues_converged": pairs.stop.converged,
+            "eigenvalues_method": f"{solver.method.name}: {solver.why}",
+        }
         shown = ", ".join(f"{value:.4g}" for value in values[: plan.k])
         return f"{shown} (residual at most {float(pairs.residuals.max()):.1e})"
 
@@ -280,7 +310,7 @@ class Survey:
             subject.w,
             subject.state,
             operator=self._curvature,
-            method=self._solver(),
+            method=self._solver(1, start=start).method,
             start=start,
             seed=self.plan.seed,
             strict=False,

@@ -27,6 +27,7 @@ FACTS = (
     ("seed", "seed"),
     ("target", "relative standard error asked for"),
     ("edge_convention", "convention of the threshold"),
+    ("eigenvalues_method", "eigensolver"),
     ("eigenvalues_stop", "eigenvalues ended because"),
     ("trace_method", "method of the trace"),
     ("trace_stop", "trace ended because"),

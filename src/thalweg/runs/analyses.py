@@ -55,7 +55,8 @@ def write_analysis(path: Path, data: xr.Dataset, kind: str, facts: Mapping[str, 
             )
     general = {"kind": kind, "schema": SCHEMA, "thalweg": version("thalweg"), "created": now()}
     attributes = {key: _attribute(value) for key, value in {**data.attrs, **(facts or {}), **general}.items()}
-    whole = data.assign_attrs({key: value for key, value in attributes.items() if value is not None})
+    whole = data.copy()
+    whole.attrs = {key: value for key, value in attributes.items() if value is not None}
     with storing(path.parent):
         path.parent.mkdir(exist_ok=True)
     with replacing(path) as temporary:
