@@ -40,6 +40,16 @@ class LastLayer:
     row: Tensor
     chunk: int | None
 
+    @property
+    def needs(self) -> tuple[bool, bool, bool]:
+        """Whether hidden states, weight and bias depend on what is differentiated by."""
+        bias = self.bias is not None and self.bias.requires_grad
+        return self.hidden.requires_grad, self.weight.requires_grad, bias
+
+    def dependent(self) -> list[Tensor]:
+        """List those of the three that do."""
+        return [z for z in (self.hidden, self.weight, self.bias) if z is not None and z.requires_grad]
+
     def loss(self) -> Tensor:
         """Return the mean over the tokens; zero, with a zero gradient, where there is none."""
         total = linear_cross_entropy(
