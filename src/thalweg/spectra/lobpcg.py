@@ -19,6 +19,8 @@ from thalweg.spectra.task import Array, Found, Task, wanted
 from thalweg.spectra.thick_restart import positive
 
 Positions = NDArray[np.int64]
+STEEP = 0.01
+"""Cosine between residual and preconditioned residual below which the residual itself is taken."""
 REACH = 0.05
 """How far beyond the last value a warm start looks for what it may have missed, in units of the norm."""
 
@@ -40,8 +42,8 @@ class LOBPCG:
         max_products: Budget; default ``20 P`` up to 10,000.
         basis: Vectors kept at once, each with its product; default three per pair.
         block: Residuals added per iteration, the most wanted pairs' first; default those of all unconverged pairs.
-        preconditioner: From residuals as columns ``(P, b)`` to directions ``(P, b)``, such as an approximate inverse.
-            Any map will do, positive definite or not: it proposes directions, and Ritz values judge them.
+        preconditioner: From residuals as columns ``(P, b)`` to directions ``(P, b)``, positive definite, such as an
+            approximate inverse. It proposes directions, and Ritz values judge them: none makes a result wrong.
         check_missed: With a start, look for eigenvalues that belong to the result and are orthogonal to it.
         certify: Confirm the residuals by fresh products at the end.
 
@@ -185,7 +187,19 @@ class _Solve:
                     "Return a finite tensor of the shape that comes in",
                 )
             )
-        return given.T
+        space, given = self.task.operator.space, given.T
+        along = space.all_sum((residuals * given).sum(dim=1))
+        if bool((along < 0).any()):
+            raise InvalidInput(
+                explain(
+                    f"The preconditioner is indefinite: r' M r = {float(along.min()):.2e} for a residual r",
+                    "its direction leads away from the wanted pairs, and the iteration may stand still",
+                    "Pass a positive definite one, such as the absolute value of yours",
+                )
+            )
+        # A direction at a right angle to the residual gains nothing; the residual itself always does.
+        steep = along > STEEP * space.norm(residuals) * space.norm(given)
+        return torch.where(steep[:, None], given, residuals)
 
     def _forget(self, room_for: int) -> Array:
         """Make room: keep Ritz vectors and the last steps; return the new coordinates of the wanted pairs."""

@@ -17,6 +17,10 @@ from thalweg.spectra.results import Stop
 from thalweg.spectra.task import Array, Found, Task, wanted
 
 Need = Callable[[Array], list[int]]
+FREE = 2**28
+"""Bytes of basis that a solver takes without being asked: every restart costs products."""
+LONGEST = 400
+"""Vectors of basis that it takes so: beyond, keeping them orthogonal costs more than restarts do."""
 
 
 def positive(owner: str, **fields: float | None) -> None:
@@ -24,6 +28,12 @@ def positive(owner: str, **fields: float | None) -> None:
     bad = [f"{name}={value}" for name, value in fields.items() if value is not None and not value > 0]
     if bad:
         raise InvalidInput(explain(f"{owner} got {', '.join(bad)}", "they must be positive", "Pass None for defaults"))
+
+
+def default_basis(task: Task) -> int:
+    """Vectors that Lanczos keeps unless told otherwise."""
+    cheap = FREE // (task.operator.dtype.itemsize * task.operator.space.length)
+    return max(3 * task.count + 30, min(cheap, LONGEST))
 
 
 @dataclass(frozen=True)
@@ -36,7 +46,8 @@ class Lanczos:
     Attributes:
         tol: Relative residual; default 1e-7 in float64, 1e-4 below.
         max_products: Budget; default ``20 P`` up to 10,000.
-        basis: Vectors kept at once; default ``3 k + 30``. More need fewer products and more memory.
+        basis: Vectors kept at once. More need fewer products and more memory; default ``3 k + 30``, and up to 400
+            where these fit into 256 MiB.
         check_multiplicity: For k > 1, look in the complement of the space for eigenvalues that a single starting
             vector cannot see (copies of repeated ones), until missing one has probability below 1e-3.
         certify: Confirm the residuals by fresh products at the end.
@@ -69,7 +80,7 @@ class _Solve:
 
     def __init__(self, task: Task, method: Lanczos) -> None:
         self.task, self.method = task, method
-        self.capacity = max(method.basis or 3 * task.count + 30, task.count + 2)
+        self.capacity = max(method.basis or default_basis(task), task.count + 2)
         self.norm = 0.0
 
     def run(self) -> Found:
@@ -89,7 +100,7 @@ class _Solve:
             before = task.spent
             # Until something is fetched, the whole of the first space is out of the question.
             known = [*space.against, space.rows[: space.size]]
-            hint, chance = look(task, known, edges, self._stream("probe", attempt))
+            hint, chance = look(task, known, edges, self._stream("probe", attempt), self.method.basis)
             extra += task.spent - before
             if hint is None:
                 if chance >= MISS:
@@ -171,7 +182,8 @@ class _Solve:
                 stop = Stop.BUDGET
             if stop is not None:
                 live = space.beta > 0.0
-                last = space.rows[space.size : space.size + 1] if live else torch.zeros_like(space.rows[:1])
+                last = space.rows[space.size : space.size + 1]
+                last = last.clone() if live else torch.zeros_like(last)  # a view would keep the whole basis
                 shares = space.beta * coordinates[-1:, picked].T
                 return Found.of(
                     task, values[picked], space.vectors(coordinates[:, picked]), stop, self.norm, last, shares
@@ -211,7 +223,7 @@ class _Clock:
         if np.isfinite(worst) and worst > 1.0:
             if self.last is not None and worst < self.last[1] and size > self.last[0]:
                 rate = np.log(self.last[1] / worst) / (size - self.last[0])
-                wait = int(min(0.5 * np.log(worst) / rate, size / 8))
+                wait = int(min(0.5 * np.log(worst) / rate, size / 16))
             self.last = (size, worst)
         self.next = size + max(wait, 1)
 
