@@ -379,3 +379,51 @@ def test_several_steps_in_one_file(folder):
     assert read_weights(file).keys() == weights(folder).keys()
     with pytest.raises(InvalidInput, match=r"Its steps are 0, 5, 10, 12"):
         read_weights(file, 3)
+
+
+def test_changed_data_and_weights_that_are_not_finite(folder, tmp_path, capsys):
+    import shutil
+
+    run = shutil.copytree(folder / "gd", tmp_path / "copy")
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["fingerprints"]["data"] = "0" * 32
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    assert main(["spectrum", str(run), *QUICK]) == 2
+    assert "has changed since it was recorded" in capsys.readouterr().err
+    torch.save({name: t * float("nan") for name, t in weights(folder).items()}, "w.pt")
+    assert main(["spectrum", "w.pt", *DATA, *MODEL]) == 1
+    assert "no curvature at such a point" in capsys.readouterr().err
+
+
+def test_a_damaged_state_does_not_hide_the_checkpoints(folder, tmp_path):
+    import shutil
+
+    run = shutil.copytree(folder / "gd", tmp_path / "copy")
+    (run / "state" / "latest.safetensors").write_bytes(b"broken")
+    got = measured(run, *QUICK)
+    assert got.attrs["step"] == 12
+    assert "was left aside" in got.attrs["notes"]
+
+
+def test_the_weights_of_a_stopped_run_are_its_last_saved_ones(folder, tmp_path):
+    """Its last checkpoint may be far behind."""
+    import shutil
+
+    run = shutil.copytree(folder / "gd", tmp_path / "copy")
+    (run / "checkpoints" / "from-000000000.safetensors").unlink()
+    save_file(
+        {f"0/{name}": t for name, t in weights(folder, 0).items()}, run / "checkpoints/from-000000000.safetensors"
+    )
+    assert open_run(run).checkpoints == [0]
+    assert measured(run, *QUICK).attrs["step"] == 12
+
+
+def test_a_link_out_of_the_run_is_not_followed(folder, tmp_path, capsys):
+    import shutil
+
+    run = shutil.copytree(folder / "gd", tmp_path / "copy")
+    (tmp_path / "outside").mkdir()
+    (run / "analyses").symlink_to(tmp_path / "outside")
+    assert main(["spectrum", str(run), *QUICK]) == 2
+    assert "leads out of the run folder" in capsys.readouterr().err
+    assert not list((tmp_path / "outside").iterdir())

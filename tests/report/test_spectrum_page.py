@@ -185,6 +185,10 @@ def test_the_page_of_a_run_shows_the_latest_analysis(tmp_path):
         write_analysis(tmp_path / "analyses" / f"spectrum-{step}.nc", spectrum(step), "spectrum")
     newest = newest_analysis(tmp_path)
     assert newest.attrs["step"] == 400
+    for name, step in (("preconditioned", 400), ("preconditioned", 200)):
+        other = spectrum(step, preconditioned="yes")
+        write_analysis(tmp_path / "analyses" / f"spectrum-{name}-{step}.nc", other, "spectrum")
+    assert newest_analysis(tmp_path).attrs["preconditioned"] == "no"
     page = render(edge_run(), manifest(), (), newest)
     assert ">Spectrum at step 400</h2>" in page
     assert ">Layers at step 400</h2>" in page

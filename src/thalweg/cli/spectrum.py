@@ -24,6 +24,7 @@ from thalweg.cli.survey import Ends, OperatorName, Plan, Survey
 from thalweg.errors import InvalidInput, ThalwegError, explain
 from thalweg.operators.hessian import LayoutName
 from thalweg.runs import Run
+from thalweg.runs.files import inside
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -236,7 +237,7 @@ def _target(found: Subject, plan: Plan) -> Path:
     kind += "-preconditioned" if plan.preconditioned else ""
     if found.run is None:
         return Path(f"{found.name}-spectrum{kind}.nc")
-    return found.run.path / "analyses" / f"spectrum{kind}-{found.step}.nc"
+    return inside(found.run.path, found.run.path / "analyses" / f"spectrum{kind}-{found.step}.nc")
 
 
 class _Written:

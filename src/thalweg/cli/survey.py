@@ -13,9 +13,10 @@ import xarray as xr
 
 from thalweg.cli.stages import StageMeter, Stopped, Watched
 from thalweg.cli.subject import Subject
-from thalweg.errors import InvalidInput, explain
+from thalweg.errors import InvalidInput, NonFinite, explain
 from thalweg.operators import Operator, hessian
 from thalweg.operators.hessian import LayoutName
+from thalweg.problem import memory
 from thalweg.rules import effective_hessian
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ Ends = Literal["both", "largest", "smallest"]
 OperatorName = Literal["hessian", "gauss-newton", "fisher"]
 
 CURVATURE = "loss / weight^2"
+ENOUGH = 1000
+"""Products of one estimate where no budget is given."""
 LAYERS = 40
 """More layers than this are put together by the first parts of their names."""
 
@@ -124,7 +127,13 @@ class Survey:
                 self._meter.stage(name)
                 began, self._before = time.monotonic(), self._spent
                 self._share = None if self._left is None else max(self._left // (len(self._stages) - number), 1)
-                found = work()
+                try:
+                    found = work()
+                except InvalidInput as error:
+                    if self._share is None:
+                        raise
+                    found = "left out, for want of products"  # an estimator says how many it needs at least
+                    self._facts |= {f"{name}_converged": False, f"{name}_stop": str(error)}
                 products = self._spent - self._before
                 self._costs.append((name, products, time.monotonic() - began))
                 if self._left is not None:
@@ -167,7 +176,17 @@ class Survey:
         """Evaluate the loss and gradient, time it, and build the operator."""
         subject, plan = self.subject, self.plan
         problem = subject.problem
+        if problem.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(problem.device)
         value, gradient = problem.value_and_gradient(subject.w)
+        if not bool(torch.isfinite(value) & torch.isfinite(gradient).all()):
+            raise NonFinite(
+                explain(
+                    f"At {subject.source} the loss is {value.item():.4g}, and its gradient is not finite everywhere",
+                    "there is no curvature at such a point",
+                    "Take an earlier --step, or look at the weights",
+                )
+            )
         times = []
         for _ in range(3):
             began = time.monotonic()
@@ -332,8 +351,16 @@ class Survey:
     def _trace(self) -> str:
         from thalweg.spectra.trace import trace
 
+        products = self._share or ENOUGH
+        vectors = 3 * (products // 2) * self._operator.size * self._operator.dtype.itemsize
+        fits = vectors < memory.available(self._operator.device) // 4
         found = trace(
-            self._operator, target=self.plan.target, max_products=self._share, seed=self.plan.seed, strict=False
+            self._operator,
+            method="xtrace" if fits else "hutchinson",  # the first needs fewer products, and keeps vectors
+            target=self.plan.target,
+            max_products=products,
+            seed=self.plan.seed,
+            strict=False,
         )
         self._keep_estimate("trace", found, "trace")
         return f"{float(found.value):.4g} ± {float(found.standard_error):.2g}"

@@ -14,6 +14,16 @@ from thalweg.report import spectrum_figures, spectrum_words
 from thalweg.report.numbers import number, seconds, share_error, with_error
 from thalweg.report.shell import caveat_list, document, figure_section, tiles, verdict_list
 
+KINDS = (
+    "spectrum",
+    "spectrum-preconditioned",
+    "spectrum-gauss-newton",
+    "spectrum-gauss-newton-preconditioned",
+    "spectrum-fisher",
+    "spectrum-fisher-preconditioned",
+)
+"""What analyses are called before their step; the first one is shown where there are several of a step."""
+
 FACTS = (
     ("source", "source"),
     ("operator", "operator"),
@@ -76,14 +86,17 @@ def write_spectrum_page(path: str | Path, out: str | Path | None = None) -> Path
 
 
 def newest_analysis(run: Path) -> xr.Dataset | None:
-    """Return the spectrum of the latest step in a run folder; None where there is none that can be read."""
+    """Return the spectrum of the latest step in a run folder, the plain Hessian's if there are several of it.
+
+    None where there is none that can be read: the run's own page does not depend on it.
+    """
     from thalweg.runs.analyses import analyses, read_analysis
 
     try:
-        found = analyses(run, "spectrum")
-        return read_analysis(found[-1][1], "spectrum") if found else None
+        found = [(step, -rank, file) for rank, kind in enumerate(KINDS) for step, file in analyses(run, kind)]
+        return read_analysis(max(found)[2], "spectrum") if found else None
     except ThalwegError:
-        return None  # the run's own page does not depend on it
+        return None
 
 
 def render_spectrum(data: xr.Dataset) -> str:
