@@ -14,8 +14,9 @@ from thalweg.operators import Operator, from_function, hessian, preconditioned
 from thalweg.problem.problem import Problem
 from thalweg.rules.base import Rule, State
 from thalweg.rules.live import Part, Source, main_part, parts
-from thalweg.spectra.lanczos import Lanczos, top_eigenpairs
+from thalweg.spectra.lanczos import top_eigenpairs
 from thalweg.spectra.results import Eigenpairs
+from thalweg.spectra.task import Method
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -104,7 +105,7 @@ def edge(
     *,
     k: int = 1,
     operator: Operator | None = None,
-    method: Lanczos | None = None,
+    method: Method | None = None,
     start: Tensor | None = None,
     seed: int = 0,
     strict: bool = True,
@@ -148,7 +149,7 @@ def edge(
         >>> x = torch.tensor([[1.0], [3.0]], dtype=torch.float64)
         >>> problem = Problem(model, torch.nn.MSELoss(), (x, 0 * x))  # its only curvature is 10
         >>> edge(problem, torch.optim.SGD(model.parameters(), lr=0.1))
-        Edge(distance=0.5, sharpness=10 (±...), threshold=20, largest_stable_lr=0.2, products=1, rule=gradient descent)
+        Edge(distance=0.5, sharpness=10 (±...), threshold=20, largest_stable_lr=0.2, products=..., rule=gradient...)
 
     Source: Cohen et al., arXiv 2103.00065 (gradient descent, momentum) and arXiv 2207.14484 (Adam, 38 / eta).
     """
