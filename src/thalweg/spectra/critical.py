@@ -131,7 +131,7 @@ def critical_sharpness(
     gradients = 0
     if direction is None:
         loss, direction = problem.value_and_gradient(point)
-        slope, gradients = sum(float(part.double().square().sum()) for part in direction.split(1 << 16)), 1
+        slope, gradients = _norm(direction) ** 2, 1
     else:
         direction = _direction(problem, direction)
         loss = problem.value(point)
