@@ -1,0 +1,204 @@
+"""Draw probes until an error is small enough or a budget is spent: the loop that all estimators share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from thalweg import _rng
+from thalweg.errors import InvalidInput, NonFinite, NotConverged, explain
+from thalweg.operators.base import Operator
+from thalweg.spectra.estimate import Estimate, EstimateStop
+
+FEWEST = 10
+"""Probes below which no standard error is quoted: its own error would be larger than a quarter of it."""
+_WITHOUT_TARGET = 100
+"""Products granted where the caller names neither target nor budget."""
+_MOST = 10_000
+"""Products granted where the caller names a target only."""
+ROWS = 1 << 16
+"""Rows that are converted to float64 at a time."""
+
+
+@dataclass(frozen=True)
+class Moments:
+    """What probes say so far: mean, standard error (without rounding), degrees of freedom, skewness of the mean."""
+
+    value: Tensor
+    error: Tensor
+    degrees: float
+    skewness: Tensor
+    rounding: Tensor
+    """What the rounding of the products can move the value by."""
+
+
+class Sampler(Protocol):
+    """An estimator that can take more probes."""
+
+    method: str
+    scale: Literal["linear", "square"]
+    probes: int
+    exact: bool
+    """Whether the probes span the range of the operator."""
+
+    def cost(self, probes: int) -> int:
+        """Return the products that growing to ``probes`` will take, at most."""
+
+    def grow(self, probes: int) -> None:
+        """Take probes until there are ``probes``."""
+
+    def moments(self) -> Moments:
+        """Return what they say."""
+
+    def by_columns(self) -> Moments:
+        """Return the exact value by P products with unit vectors."""
+
+
+def estimate(
+    operator: Operator, sampler: Sampler, target: float | None, max_products: int | None, strict: bool
+) -> Estimate:
+    """Run ``sampler`` to ``target`` (relative standard error) or through the budget.
+
+    With a target, the error is looked at after 10 probes and then only when their number has grown by half to twice:
+    a rule that looks after every probe stops at the first standard error that is too small by chance.
+
+    Raises:
+        InvalidInput: The target or the budget makes no sense.
+        NotConverged: The budget ran out before the target was met (``strict=True``).
+    """
+    least = min(sampler.cost(FEWEST), operator.size)
+    check(target, max_products, least)
+    budget = max_products or max(_MOST if target is not None else _WITHOUT_TARGET, least)
+    start = operator.products
+
+    def result(found: Moments, stop: EstimateStop) -> Estimate:
+        error = torch.hypot(found.error, found.rounding)
+        shaped = [t.to(operator.dtype) for t in (found.value, error, found.skewness)]
+        samples = sampler.probes if stop is not EstimateStop.EXACT or sampler.exact else operator.size
+        return Estimate(
+            shaped[0],
+            shaped[1],
+            operator.products - start,
+            samples,
+            stop,
+            sampler.method,
+            found.degrees,
+            shaped[2],
+            sampler.scale,
+        )
+
+    goal = FEWEST if target is not None else _affordable(sampler, budget)
+    while True:
+        if sampler.cost(goal) >= operator.size and operator.products - start + operator.size <= budget:
+            return result(sampler.by_columns(), EstimateStop.EXACT)
+        sampler.grow(goal)
+        found = sampler.moments()
+        now = result(found, EstimateStop.EXACT if sampler.exact else EstimateStop.SPENT)
+        if sampler.exact or target is None:
+            return now
+        relative = now.relative_error
+        if relative <= target:
+            return result(found, EstimateStop.TARGET)
+        if float(found.rounding.double().norm()) > target * float(found.value.double().norm()):
+            return _unfinished(result(found, EstimateStop.ROUNDING), target, strict)
+        wanted = sampler.probes * min(max((relative / target) ** 2, 1.5), 2.0)
+        goal = min(math.ceil(wanted), _affordable(sampler, budget - (operator.products - start)))
+        if goal <= sampler.probes:
+            return _unfinished(result(found, EstimateStop.BUDGET), target, strict)
+
+
+def check(target: float | None, max_products: int | None, least: int) -> None:
+    """Refuse a target or a budget that makes no sense; ``least`` products are needed for a standard error."""
+    if target is not None and not target > 0:
+        raise InvalidInput(
+            explain(f"target is {target}", "it is a relative standard error", "Pass 0.01 for one per cent")
+        )
+    if max_products is not None and max_products < least:
+        raise InvalidInput(
+            explain(
+                f"max_products is {max_products}",
+                f"a standard error of this method needs at least {least} products",
+                "Grant more, or take a method that needs fewer",
+            )
+        )
+
+
+def draw(operator: Operator, count: int, stream: torch.Generator, kind: Literal["normal", "signs"]) -> Tensor:
+    """Return ``count`` probes, shape ``(P, count)``: independent normal entries, or independent signs."""
+    block = torch.empty(operator.size, count, dtype=operator.dtype, device=operator.device)
+    for j in range(count):  # column by column: the float64 original of all of them would need twice the memory
+        if kind == "normal":
+            block[:, j] = torch.randn(operator.size, generator=stream, dtype=torch.float64).to(block)
+        else:
+            signs = torch.randint(0, 2, (operator.size,), generator=stream, dtype=torch.int8)
+            block[:, j] = (2 * signs - 1).to(block)
+    return block
+
+
+def stream_of(seed: int, name: str) -> torch.Generator:
+    """Return the random stream of an estimator."""
+    return _rng.generator(seed, "estimate", name)
+
+
+def multiply(operator: Operator, block: Tensor) -> Tensor:
+    """Return ``A V``, or say that a product is not finite."""
+    product = operator.matmat(block)
+    if not bool(torch.isfinite(product).all()):
+        raise NonFinite(
+            explain(
+                f"A product among the last {block.shape[1]} of {operator.products} is not finite",
+                "the loss overflows or has left its domain at this point",
+                "Check the loss and gradient there; lower the learning rate, or use float64",
+            )
+        )
+    return product
+
+
+def inner(left: Tensor, right: Tensor) -> Tensor:
+    """Return ``left' right`` in float64 on the CPU, converting some rows at a time."""
+    total = torch.zeros(left.shape[1], right.shape[1], dtype=torch.float64, device=left.device)
+    for a, b in zip(torch.split(left, ROWS), torch.split(right, ROWS)):
+        total += a.double().T @ b.double()
+    return total.cpu()
+
+
+def columns(operator: Operator, take: Callable[[Tensor, int], None], width: int = 16) -> None:
+    """Multiply all P unit vectors, ``width`` at a time, and give ``A[:, j:j+width]`` and ``j`` to ``take``."""
+    for first in range(0, operator.size, width):
+        count = min(width, operator.size - first)
+        block = torch.zeros(operator.size, count, dtype=operator.dtype, device=operator.device)
+        block[range(first, first + count), range(count)] = 1.0
+        take(multiply(operator, block), first)
+
+
+def exactly(value: Tensor, rounding: Tensor) -> Moments:
+    """Moments of a value that is exact to ``rounding``."""
+    return Moments(value, torch.zeros_like(value), math.inf, torch.zeros_like(value), rounding)
+
+
+def _affordable(sampler: Sampler, products: int) -> int:
+    """The most probes that ``products`` more can reach."""
+    low, high = sampler.probes, sampler.probes + products + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if sampler.cost(middle) <= products else (low, middle)
+    return low
+
+
+def _unfinished(result: Estimate, target: float, strict: bool) -> Estimate:
+    if strict:
+        raise NotConverged(
+            explain(
+                f"After {result.products} products the relative standard error is {result.relative_error:.2g}, "
+                f"the target {target:.2g}",
+                result.stop.value.split(": ")[0],
+                f"To go on, {result.stop.value.split(': ')[1].rstrip('.')}; strict=False returns the estimate so far",
+            ),
+            result,
+        )
+    return result
