@@ -62,7 +62,12 @@ def holdings(job: Job, order: str, k: int, basis: int | None, dtype: torch.dtype
     result: Line = ("product", 1, "the sum over batches")
     if job == "product":
         return Holdings((point, ("vector", 1, "what is multiplied"), result))
-    rows: Line = ("basis", (basis or 0) + 1, f"Krylov vectors, basis={basis}")
+    size = basis or 0
+    rows: Line = ("basis", size + 1, f"Krylov vectors, basis={basis}")
     drawn = 8 // torch.empty(0, dtype=dtype).element_size()
-    moment: Line = ("solver", max(k, drawn + 1, 2), "starting or final vectors")
-    return Holdings((point, rows, result), (point, rows, moment))
+    first: Line = ("start", drawn + 1, "a random vector, drawn in float64")
+    if job == "eigenpairs" and k > 1:
+        found: Line = ("found", k + 1, "eigenvectors and their residual")
+        second: Line = ("second look", min(size, 64) + 1, "Krylov vectors for repeated eigenvalues")
+        return Holdings((point, rows, found, second, result), (point, rows, found, second, first))
+    return Holdings((point, rows, result), (point, rows, first if drawn + 1 > k else ("found", k, "eigenvectors")))

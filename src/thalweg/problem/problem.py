@@ -176,6 +176,7 @@ class Problem:
             values.append(value * weight)
             for place, part in zip(self.layout.split(gradient), grads):  # joined first, they would take one more vector
                 place.add_(part, alpha=weight)
+            del grads, part  # or they would still be there while the next batch is evaluated
         return self._sum(values), gradient
 
     def subset(self, indices: Tensor | slice | Sequence[int]) -> Problem:

@@ -9,11 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from thalweg.spectra.krylov import Krylov
+from thalweg.spectra.krylov import TOUCH, Krylov
 from thalweg.spectra.task import SMALL, Array, Task
 
 MISS = 1e-3
 """Largest probability with which a repeated eigenvalue may be missed."""
+REACH = 0.05
+"""How far beyond the wanted values to look for what a start may have missed, in units of the norm."""
 STEPS = 64
 """Products after which a look ends, whatever is still possible."""
 
@@ -89,7 +91,7 @@ class _Mass:
 
 
 def look(
-    task: Task, known: Sequence[Tensor | None], edges: Edges, generator: torch.Generator
+    task: Task, known: Sequence[Tensor | None], edges: Edges, generator: torch.Generator, basis: int | None = None
 ) -> tuple[Tensor | None, float]:
     """Run Lanczos from a random vector in the complement of ``known`` until nothing can hide there.
 
@@ -98,6 +100,7 @@ def look(
         known: Blocks of orthonormal rows, orthonormal together: what has been seen.
         edges: What is looked for.
         generator: Source of the vector.
+        basis: Vectors that may be kept at once; with fewer, more may be missed.
 
     Returns:
         A vector with much of what was hidden, or None, and the probability that something was missed.
@@ -106,7 +109,7 @@ def look(
     free = task.operator.size - sum(len(block) for block in known if block is not None)
     if free <= 0 or not masses:
         return None, 0.0
-    probe = Krylov(task.operator, min(STEPS, free), generator, *known)
+    probe = Krylov(task.operator, min(STEPS, free, basis or STEPS), generator, *known)
     probe.begin(None)
     chance = 1.0
     while probe.size < probe.capacity and task.spent < task.budget:
@@ -123,3 +126,32 @@ def look(
         if chance < MISS:
             break
     return None, chance
+
+
+def start_saw_all(task: Task, space: Krylov, values: Array, norm: float) -> bool:
+    """Whether a run from a given start would have seen anything that stands out from ``values``.
+
+    The start has a touch of a random vector, so an eigenvector has some of it with a known probability; what can be
+    left at a level, the coefficients of the run itself say. No product is needed. Levels are beyond the ends, and
+    between wanted values that lie apart.
+    """
+    if not space.whole:
+        return False
+    ordered = np.sort(values)
+    reach = REACH * norm
+    levels = []
+    if task.which != "smallest":
+        levels.append(ordered[-1] + reach)
+    if task.which != "largest":
+        levels.append(ordered[0] - reach)
+    apart = np.flatnonzero(np.diff(ordered) > 2 * reach)
+    if task.which in ("largest", "smallest"):
+        levels += [(ordered[i] + ordered[i + 1]) / 2 for i in apart]
+    chance = 0.0
+    for level in levels:
+        mass = _Mass(float(level))
+        for j in range(space.size):
+            beta = space.matrix[j + 1, j] if j + 1 < space.size else space.beta
+            mass.advance(float(space.matrix[j, j]), float(beta))
+        chance += mass.chance(task.room) / TOUCH
+    return chance < MISS

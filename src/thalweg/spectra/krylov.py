@@ -9,6 +9,12 @@ from torch import Tensor
 from thalweg.operators.base import Operator
 from thalweg.spectra.task import Array, not_finite
 
+COLUMNS = 1 << 16
+"""Columns that a restart combines at a time."""
+
+TOUCH = 1e-2
+"""Length of the random vector that is added to a start of length one, which may be orthogonal to what is wanted."""
+
 
 class Krylov:
     """Orthonormal rows ``Q`` and ``T = Q A Q'`` with ``A Q' = Q' T + beta q e'``.
@@ -36,6 +42,8 @@ class Krylov:
         self.norm = 0.0
         """Largest magnitude seen in a projected spectrum: an estimate of ``|A|`` from below."""
         self.eps = float(torch.finfo(operator.dtype).eps)
+        self.whole = True
+        """Whether the basis still is one chain from its first vector, and ``T`` tridiagonal."""
 
     @property
     def room(self) -> int:
@@ -43,13 +51,13 @@ class Krylov:
         return self.operator.size - sum(len(block) for block in self.against) - self.size
 
     def begin(self, start: Tensor | None) -> None:
-        """Set the first vector: ``start`` with a touch of everything else, or random."""
+        """Set the first vector: ``start`` with a `TOUCH` of everything else, or random."""
         vector = self._random()
         if start is not None:
             direction = start.reshape(self.space.length).to(vector)
             length = float(self.space.norm(direction))
             if length > 0:
-                vector = direction / length + 1e-3 * vector / self.space.norm(vector)
+                vector = direction / length + TOUCH * vector / self.space.norm(vector)
         self._orthogonalise(vector)
         self.rows[0] = vector / self.space.norm(vector)
 
@@ -75,6 +83,7 @@ class Krylov:
 
     def inject(self) -> None:
         """Continue from a random direction: the space so far is invariant."""
+        self.whole = False
         vector = self._random()
         self._orthogonalise(vector, count=self.size)
         self.rows[self.size] = vector / self.space.norm(vector)
@@ -91,10 +100,13 @@ class Krylov:
 
     def restart(self, values: Array, coordinates: Array) -> None:
         """Keep these Ritz pairs and the newest direction; forget the rest."""
+        self.whole = False
         kept = len(values)
-        newest = self.rows[self.size].clone()
-        self.rows[:kept] = self.vectors(coordinates)
-        self.rows[kept] = newest
+        change = torch.from_numpy(coordinates.T.copy()).to(self.rows)
+        for piece in self.rows.split(COLUMNS, dim=1):  # in place: there may be no room for the kept ones twice
+            newest = piece[self.size].clone()
+            piece[:kept] = change @ piece[: self.size]
+            piece[kept] = newest
         self.matrix[:] = 0.0
         self.matrix[range(kept), range(kept)] = values
         self.size = kept
