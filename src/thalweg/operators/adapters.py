@@ -181,7 +181,8 @@ def curvlinops_arguments(problem: Problem) -> dict[str, Any]:
         InvalidInput: The loss calls the model itself, or the problem casts to another dtype than the model's.
 
     Example:
-        >>> problem = Problem(nn.Linear(2, 1), nn.MSELoss(), (torch.zeros(3, 2), torch.zeros(3, 1)))
+        >>> x, y = torch.ones(3, 2), torch.zeros(3, 1)
+        >>> problem = Problem(torch.nn.Linear(2, 1), torch.nn.MSELoss(), (x, y))
         >>> sorted(curvlinops_arguments(problem))
         ['data', 'loss_func', 'model_func', 'params']
     """
