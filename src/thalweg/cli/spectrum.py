@@ -58,7 +58,7 @@ class Told:
         path: Run folder, checkpoint file, or state dict.
         step: Step whose checkpoint to look at: a number (negative: from the end of those that exist), or last.
         k: Eigenvalues to find at each end; 0 finds none.
-        ends: Which ends of the spectrum.
+        ends: Which ends of the spectrum (default: both; of gauss-newton and fisher, never negative, the largest).
         density: Estimate the spectral density.
         trace: Estimate the trace.
         per_layer: Examine the block of each layer.
@@ -79,7 +79,7 @@ class Told:
     path: Annotated[Path, tyro.conf.Positional]
     step: str = "last"
     k: int = 4
-    ends: Ends = "both"
+    ends: Ends | None = None
     density: bool = True
     trace: bool = True
     per_layer: bool = True

@@ -38,7 +38,7 @@ class Plan:
 
     Attributes:
         k: Eigenpairs from each end; 0 leaves them out.
-        ends: Which ends of the spectrum.
+        ends: Which ends of the spectrum; None: both, of what cannot be negative the largest.
         density: Whether to estimate the spectral density.
         trace: Whether to estimate the trace.
         per_layer: Whether to examine each layer's block.
@@ -52,7 +52,7 @@ class Plan:
     """
 
     k: int = 4
-    ends: Ends = "both"
+    ends: Ends | None = None
     density: bool = True
     trace: bool = True
     per_layer: bool = True
@@ -212,7 +212,7 @@ class Survey:
             "seed": plan.seed,
             "target": plan.target,
             "k": plan.k,
-            "ends": plan.ends,
+            "ends": self._ends,
             "rule": type(rule).__name__ if rule is not None else None,
             "optimizer": rule.describe() if rule is not None else None,
             "comparable": self._comparable,
@@ -228,6 +228,11 @@ class Survey:
                 rule.stability_threshold(step), CURVATURE, "largest stable eigenvalue of the preconditioned Hessian"
             )
         self._parts.append(xr.Dataset(first))
+
+    @property
+    def _ends(self) -> Ends:
+        """Both, unless told otherwise, or one is known: at zero there is nothing to see, and much to pay."""
+        return self.plan.ends or ("both" if self.plan.operator == "hessian" else "largest")
 
     @property
     def _comparable(self) -> bool:
@@ -285,13 +290,13 @@ class Survey:
         from thalweg.spectra import top_eigenpairs
 
         plan = self.plan
-        solver = self._solver(plan.k, plan.ends)
+        solver = self._solver(plan.k, self._ends)
         pairs = top_eigenpairs(
-            self._operator, plan.k, which=plan.ends, method=solver.method, seed=plan.seed, strict=False
+            self._operator, plan.k, which=self._ends, method=solver.method, seed=plan.seed, strict=False
         )
-        self._start = None if plan.ends == "smallest" else pairs.vectors[:, :1]
+        self._start = None if self._ends == "smallest" else pairs.vectors[:, :1]
         values = pairs.values.double().numpy()
-        top = len(values) if plan.ends == "largest" else 0 if plan.ends == "smallest" else min(plan.k, len(values))
+        top = len(values) if self._ends == "largest" else 0 if self._ends == "smallest" else min(plan.k, len(values))
         ends = np.where(np.arange(len(values)) < top, 1, -1).astype(np.int8)
         self._parts.append(
             xr.Dataset(

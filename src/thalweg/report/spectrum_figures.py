@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import plotly.graph_objects as go
@@ -135,9 +136,7 @@ def layer_figure(data: xr.Dataset) -> go.Figure:
             row=1,
             col=column,
         )
-    figure.update_yaxes(
-        tickvals=place, ticktext=[shortened(name) for name in names], range=[len(names) - 0.4, -0.6], showgrid=False
-    )
+    figure.update_yaxes(tickvals=place, ticktext=labels(names), range=[len(names) - 0.4, -0.6], showgrid=False)
     figure.update_xaxes(title="loss / weight²", nticks=5)
     return _finish(figure, 150 + 26 * len(names)).update_layout(bargap=0.35)
 
@@ -148,6 +147,25 @@ def threshold_shown(data: xr.Dataset, largest: float) -> float | None:
         return None
     limit = float(data["stability_threshold"])
     return limit if 0 < limit <= FAR * max(largest, 0.0) else None
+
+
+def labels(names: Sequence[str]) -> list[str]:
+    """Shorten names to what tells them apart: without the parts that all share at both ends.
+
+    Example:
+        >>> labels(["h.0.attn.c_proj", "h.11.attn.c_proj"]), labels(["fc1", "fc2"]), labels(["h.0.fc"])
+        (['…0…', '…11…'], ['fc1', 'fc2'], ['h.0.fc'])
+    """
+    parts = [name.split(".") for name in names]
+    shortest, first, last = min(len(p) for p in parts), 0, 0
+    if len(names) > 1:
+        while first < shortest - 1 and len({p[first] for p in parts}) == 1:
+            first += 1
+        while last < shortest - first - 1 and len({p[-1 - last] for p in parts}) == 1:
+            last += 1
+    return [
+        shortened(f"{'…' if first else ''}{'.'.join(p[first : len(p) - last])}{'…' if last else ''}") for p in parts
+    ]
 
 
 def shortened(name: str) -> str:

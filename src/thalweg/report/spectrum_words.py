@@ -43,7 +43,7 @@ def headline(data: xr.Dataset) -> list[str]:
     Args:
         data: A spectrum, as ``thalweg spectrum`` writes it.
     """
-    return [*_ends(data), *_edge(data), *_trace(data), *_bulk(data), *_layer_shares(data)]
+    return [*_ends(data), *_edge(data), *_trace(data), *_bulk(data), *_layer_shares(data, only_clear=True)]
 
 
 def caveats(data: xr.Dataset) -> list[str]:
@@ -294,7 +294,7 @@ def _bulk(data: xr.Dataset) -> list[str]:
     return [f"About {share(float(part.mean()))} of all eigenvalues are below {share(SMALL)} of the largest in size."]
 
 
-def _layer_shares(data: xr.Dataset) -> list[str]:
+def _layer_shares(data: xr.Dataset, *, only_clear: bool = False) -> list[str]:
     found = shares(data)
     if found is None or len(found[0]) < 2:
         return []
@@ -303,10 +303,14 @@ def _layer_shares(data: xr.Dataset) -> list[str]:
     clear = part[first] - part[second] > SURE * math.hypot(error[first], error[second])
     told = f"{share_error(part[first], error[first])}"
     if not clear:
-        return [
-            f"No layer stands out: {_layer(data, first)} has {told} of the trace and {_layer(data, second)} "
-            f"{share_error(part[second], error[second])}, which the errors do not tell apart."
-        ]
+        return (
+            []
+            if only_clear
+            else [
+                f"No layer stands out: {_layer(data, first)} has {told} of the trace and {_layer(data, second)} "
+                f"{share_error(part[second], error[second])}, which the errors do not tell apart."
+            ]
+        )
     size = data["layer_parameters"].to_numpy()
     weights = share(float(size[first] / size.sum()))
     return [f"{told} of the curvature's trace is in {_layer(data, first)}, which has {weights} of the weights."]
