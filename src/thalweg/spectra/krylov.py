@@ -98,12 +98,20 @@ class Krylov:
         """Return Ritz vectors as rows, for coordinates given as columns."""
         return torch.from_numpy(coordinates.T.copy()).to(self.rows) @ self.rows[: self.size]
 
+    def extend(self, capacity: int) -> None:
+        """Make room for more rows."""
+        rows = torch.empty(capacity + 1, self.space.length, dtype=self.rows.dtype, device=self.rows.device)
+        rows[: self.size + 1] = self.rows[: self.size + 1]
+        matrix = np.zeros((capacity, capacity))
+        matrix[: self.size, : self.size] = self.matrix[: self.size, : self.size]
+        self.rows, self.matrix, self.capacity = rows, matrix, capacity
+
     def restart(self, values: Array, coordinates: Array) -> None:
         """Keep these Ritz pairs and the newest direction; forget the rest."""
         self.whole = False
         kept = len(values)
         change = torch.from_numpy(coordinates.T.copy()).to(self.rows)
-        for piece in self.rows.split(COLUMNS, dim=1):  # in place: there may be no room for the kept ones twice
+        for piece in torch.split(self.rows, COLUMNS, dim=1):  # in place: there may be no room for the kept ones twice
             newest = piece[self.size].clone()
             piece[:kept] = change @ piece[: self.size]
             piece[kept] = newest

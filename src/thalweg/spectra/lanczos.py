@@ -23,6 +23,7 @@ def top_eigenpairs(
     k: int = 1,
     *,
     which: Which = "largest",
+    tol: float | None = None,
     method: Method | None = None,
     start: Tensor | None = None,
     deflate: Tensor | None = None,
@@ -36,7 +37,8 @@ def top_eigenpairs(
         k: How many (from each end for ``which="both"``). At most P are returned.
         which: ``"largest"`` or ``"smallest"`` by algebraic value, ``"both"`` ends in one run, or the largest
             ``"magnitude"``.
-        method: `Lanczos` or `LOBPCG` with tolerance, budget and basis; None lets `choose` decide, and ``result.why``
+        tol: Relative residual, ``|A v - theta v| <= tol max(|theta|, 1e-3 |A|)``; default the method's.
+        method: `Lanczos` or `LOBPCG` with budget and basis; None lets `choose` decide, and ``result.why``
             says on what grounds.
         start: Guesses, shape ``(P,)`` or ``(P, l)``, such as old eigenvectors. A block method uses each column;
             Lanczos starts from their sum. A bad guess costs products, not correctness.
@@ -77,11 +79,14 @@ def top_eigenpairs(
     if room < 1:
         raise InvalidInput(explain("deflate spans the whole space", "nothing is left to find", "Pass fewer columns"))
     rows = None if start is None else _columns(operator, "start", start)
-    choice = choose(operator, k, start, which=which) if method is None else Choice(method, "asked for")
+    if tol is not None and not 0 < tol < 1:
+        raise InvalidInput(explain(f"tol is {tol}", "it is a relative residual", "Pass a number between 0 and 1"))
+    choice = choose(operator, k, start, which=which, tol=tol) if method is None else Choice(method, "asked for")
     chosen = choice.method
     budget = chosen.max_products or min(20 * operator.size + 100, 10_000)
+    relative = tolerance(chosen.tol if tol is None else tol, operator.dtype)
     task = Task(
-        operator=operator, k=min(k, room), which=which, tol=tolerance(chosen.tol, operator.dtype),
+        operator=operator, k=min(k, room), which=which, tol=relative,
         budget=max(budget - chosen.certify, 1), seed=seed, start=rows, against=against, first=operator.products,
     )  # fmt: skip
     found = chosen.solve(task)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from thalweg import _rng
 from thalweg.errors import InvalidInput, explain
-from thalweg.spectra.hidden import MISS, Edges, look
+from thalweg.spectra.hidden import MISS, REACH, Edges, look
 from thalweg.spectra.results import Stop
 from thalweg.spectra.subspace import Subspace
 from thalweg.spectra.task import Array, Found, Task, wanted
@@ -21,8 +21,6 @@ from thalweg.spectra.thick_restart import positive
 Positions = NDArray[np.int64]
 STEEP = 0.01
 """Cosine between residual and preconditioned residual below which the residual itself is taken."""
-REACH = 0.05
-"""How far beyond the last value a warm start looks for what it may have missed, in units of the norm."""
 
 
 @dataclass(frozen=True)

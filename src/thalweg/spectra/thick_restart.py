@@ -11,7 +11,7 @@ from torch import Tensor
 
 from thalweg import _rng
 from thalweg.errors import InvalidInput, explain
-from thalweg.spectra.hidden import MISS, Edges, look
+from thalweg.spectra.hidden import MISS, REACH, Edges, look, start_saw_all
 from thalweg.spectra.krylov import Krylov
 from thalweg.spectra.results import Stop
 from thalweg.spectra.task import Array, Found, Task, wanted
@@ -30,10 +30,15 @@ def positive(owner: str, **fields: float | None) -> None:
         raise InvalidInput(explain(f"{owner} got {', '.join(bad)}", "they must be positive", "Pass None for defaults"))
 
 
-def default_basis(task: Task) -> int:
-    """Vectors that Lanczos keeps unless told otherwise."""
+def longest_basis(task: Task) -> int:
+    """Vectors up to which a basis grows before it restarts, unless told otherwise."""
     cheap = FREE // (task.operator.dtype.itemsize * task.operator.space.length)
-    return max(3 * task.count + 30, min(cheap, LONGEST))
+    return max(default_basis(task), min(cheap, LONGEST))
+
+
+def default_basis(task: Task) -> int:
+    """Vectors for which there is room from the beginning."""
+    return 3 * task.count + 30
 
 
 @dataclass(frozen=True)
@@ -46,8 +51,8 @@ class Lanczos:
     Attributes:
         tol: Relative residual; default 1e-7 in float64, 1e-4 below.
         max_products: Budget; default ``20 P`` up to 10,000.
-        basis: Vectors kept at once. More need fewer products and more memory; default ``3 k + 30``, and up to 400
-            where these fit into 256 MiB.
+        basis: Vectors kept at once. More need fewer products and more memory; default ``3 k + 30``, and where that
+            does not do, up to 400 if these fit into 256 MiB.
         check_multiplicity: For k > 1, look in the complement of the space for eigenvalues that a single starting
             vector cannot see (copies of repeated ones), until missing one has probability below 1e-3.
         certify: Confirm the residuals by fresh products at the end.
@@ -81,33 +86,38 @@ class _Solve:
     def __init__(self, task: Task, method: Lanczos) -> None:
         self.task, self.method = task, method
         self.capacity = max(method.basis or default_basis(task), task.count + 2)
+        self.longest = max(method.basis or longest_basis(task), task.count + 2)
         self.norm = 0.0
+        self.doubt = False
+        """Whether the start may have hidden something that the run has not ruled out."""
 
     def run(self) -> Found:
         """Solve."""
         task = self.task
-        start = None if task.start is None else task.start.sum(dim=0)
         space = self._space("start")
-        found = self._converge(space, start, lambda v: wanted(v, task.k, task.which), task.count)
-        if task.k == 1 or not self.method.check_multiplicity:
+        self.doubt = task.start is not None
+        found = self._converge(space, self._sum(task.start), lambda v: wanted(v, task.k, task.which), task.count)
+        if not self.doubt and (task.k == 1 or not self.method.check_multiplicity):
             return found
         fetched = [task.against, found.rows]
         extra = 0
         for attempt in range(task.room):
             if not found.stop.converged:
                 break
-            edges = Edges.of(task, found.values, self.norm)
+            edges = Edges.of(task, found.values, self.norm, REACH if self.doubt else 0.0)
             before = task.spent
-            # Until something is fetched, the whole of the first space is out of the question.
-            known = [*space.against, space.rows[: space.size]]
+            # A copy is orthogonal to the whole space; what a start has missed may only be nearly so.
+            known = fetched if self.doubt else [*space.against, space.rows[: space.size]]
             hint, chance = look(task, known, edges, self._stream("probe", attempt), self.method.basis)
             extra += task.spent - before
             if hint is None:
                 if chance >= MISS:
-                    stated = f"a repeated eigenvalue may have been missed, with probability up to {chance:.1g}"
+                    what = "an" if self.doubt else "a repeated"
+                    stated = f"{what} eigenvalue may have been missed, with probability up to {chance:.1g}"
                     found = replace(found, notes=(*found.notes, stated))
                 elif extra:
-                    stated = f"{extra} products looked for repeated eigenvalues"
+                    what = "what the start may have missed" if self.doubt else "repeated eigenvalues"
+                    stated = f"{extra} products looked for {what}"
                     found = replace(found, notes=(*found.notes, stated))
                 break
             space = self._space("complement", attempt, against=fetched)
@@ -115,6 +125,13 @@ class _Solve:
             fetched.append(more.rows)
             found = self._merge(found, more)
         return replace(found, norm=self.norm)
+
+    def _sum(self, start: Tensor | None) -> Tensor | None:
+        """One vector with an equal share of each guess: its Krylov space soon holds what each of them knows."""
+        if start is None:
+            return None
+        lengths = self.task.operator.space.norm(start)
+        return (start / lengths.clamp_min(torch.finfo(start.dtype).tiny)[:, None]).sum(dim=0)
 
     def _belongs(self, values: Array, edges: Edges) -> Need:
         """Positions of new Ritz values that would be among the wanted ones of old and new together."""
@@ -175,7 +192,10 @@ class _Solve:
             if full or (space.beta == 0.0 and not short):
                 stop = Stop.INVARIANT
             elif picked and worst <= 1.0 and not short:
-                stop = Stop.CONVERGED
+                if self.doubt and start_saw_all(task, space, values[picked], self.norm):
+                    self.doubt = False
+                if not self.doubt or not space.whole or space.size >= min(self.longest, space.size + space.room):
+                    stop = Stop.CONVERGED
             elif since > 20 * space.capacity and worst < 100 and space.eps > 1e-10:
                 stop = Stop.STAGNATED
             elif task.spent >= task.budget:
@@ -189,6 +209,10 @@ class _Solve:
                     task, values[picked], space.vectors(coordinates[:, picked]), stop, self.norm, last, shares
                 )
             if space.size == space.capacity:
+                longer = min(2 * space.capacity, self.longest, space.size + space.room)
+                if longer > space.capacity:
+                    space.extend(longer)
+                    continue
                 kept = self._keep(values, picked)
                 space.restart(values[kept], coordinates[:, kept])
                 clock.restart(space.size)
