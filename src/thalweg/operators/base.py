@@ -155,11 +155,15 @@ class Operator(ABC):
 
     def _check(self, v: Tensor, shape: tuple[int, ...]) -> None:
         if v.shape != shape or v.dtype != self.dtype or v.device.type != self.device.type:
+            whole = self.space.length == self.size
+            pieces = f"Pass pieces, or use gathered(operator), which takes whole vectors of length {self.size}"
             raise InvalidInput(
                 explain(
                     f"The vector has shape {tuple(v.shape)}, dtype {v.dtype}, device {v.device}",
                     f"this operator takes shape {shape}, dtype {self.dtype}, device {self.device}",
-                    "Convert the vector with .to(operator.device, operator.dtype), columns as (P, k)",
+                    "Convert the vector with .to(operator.device, operator.dtype), columns as (P, k)"
+                    if whole
+                    else pieces,
                 )
             )
 

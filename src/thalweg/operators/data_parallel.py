@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from thalweg.errors import InvalidInput, explain
 from thalweg.operators.base import Operator
@@ -66,7 +66,7 @@ class DataParallelProblem:
     """
 
     def __init__(self, local: Problem, group: ProcessGroup | None) -> None:
-        self.local = local
+        self.local = local = _unwrapped(local)
         self.processes = Processes(group, local.device)
         self.processes.agree(lambda: _facts(local))
         counts = self.processes.gather([sum(local._weights)])[:, 0]
@@ -184,8 +184,8 @@ def data_parallel(
     which ends all processes when one fails, started them.
 
     Args:
-        subject: A `Problem` on this process's own samples, with the plain module (``ddp.module`` of one wrapped in
-            DistributedDataParallel), or an operator that is a mean over them.
+        subject: A `Problem` on this process's own samples (a model wrapped in DistributedDataParallel is unwrapped:
+            its hooks would communicate in every evaluation), or an operator that is a mean over them.
         samples: ``n_r``, for an operator: the number that its mean divides by.
         group: The process group; default the one of ``torch.distributed.init_process_group``.
 
@@ -236,6 +236,24 @@ def _lift(operator: Operator, share: float, processes: Processes) -> DataParalle
             )
         )
     return DataParallel(operator, share, processes)
+
+
+def _unwrapped(problem: Problem) -> Problem:
+    """Return the same problem on the module inside DistributedDataParallel, if there is one."""
+    if not isinstance(problem.model, nn.parallel.DistributedDataParallel):
+        return problem
+    chosen = set(problem.layout.names)
+    inner = Problem(
+        problem.model.module,
+        problem._function.loss,
+        [next(iter(problem._batches))],  # the others come below: reading them twice would copy them
+        parameters=lambda name: f"module.{name}" in chosen,
+        device=problem.device,
+        dtype=problem._cast,
+        check=False,
+    )
+    inner._batches, inner._weights, inner.samples = problem._batches, problem._weights, problem.samples
+    return inner
 
 
 def _facts(problem: Problem) -> dict[str, str]:

@@ -128,9 +128,9 @@ class Processes:
     def _failed(self, count: int) -> DistributedError:
         return DistributedError(
             explain(
-                f"{count} of the other {self.count - 1} processes failed",
+                f"{count} of {self.count} processes failed",
                 "a sum without them is not the whole",
-                "Read the traceback of the process that raised something else",
+                "Read the traceback of the process that raised another error",
             )
         )
 

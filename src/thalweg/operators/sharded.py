@@ -289,7 +289,6 @@ class ShardedProblem:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(20 + self.processes.rank)
             again = float(self.value(self._start))
-        other = value if self._wrapped is None else float(self._wrapped.value(self._start, self.steps()))
         tolerance = 1e3 * torch.finfo(self.dtype).eps * max(1.0, abs(value))
         if not abs(again - value) <= tolerance:
             raise DistributedError(
@@ -300,6 +299,7 @@ class ShardedProblem:
                     "Call model.eval(); add such terms up over problem.initial instead",
                 )
             )
+        other = value if self._wrapped is None else float(self._wrapped.value(self._start, self.steps()))
         if not abs(other - value) <= tolerance:
             raise DistributedError(
                 explain(

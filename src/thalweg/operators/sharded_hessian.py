@@ -12,7 +12,7 @@ from thalweg import _rng
 from thalweg.errors import DistributedError, InvalidInput, explain
 from thalweg.operators.base import Operator
 from thalweg.operators.pieces import Pieces
-from thalweg.problem.graphs import no_second_derivative, second_derivative
+from thalweg.problem.graphs import no_second_derivative, refuse_dead_ends, second_derivative
 
 if TYPE_CHECKING:
     from thalweg.operators.sharded import ShardedProblem
@@ -35,6 +35,7 @@ class ShardedHessian(Operator):
         super().__init__(problem.dimension, problem.dtype, problem.device, problem.space)
         self.problem, self.w, self.layout_used = problem, w, layout
         self._graphs: list[Graph] = []
+        self._walked = False
         if layout == "linearised":
             self._graphs = list(self._linearise())
         if problem.check and layout != "difference":
@@ -66,6 +67,9 @@ class ShardedHessian(Operator):
                 grads = torch.autograd.grad(value, leaves, create_graph=True, allow_unused=True)
             if not any(g is not None and g.requires_grad for g in grads):
                 raise no_second_derivative(None)
+            if not self._walked:
+                refuse_dead_ends([g for g in grads if g is not None])
+                self._walked = True
             yield leaves, [torch.zeros_like(leaf) if g is None else g for leaf, g in zip(leaves, grads)]
 
     def _rows(self, block: Tensor) -> Tensor:

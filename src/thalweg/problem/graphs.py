@@ -37,12 +37,12 @@ def linearise(problem: Problem, w: Tensor, batch: Any) -> tuple[list[Tensor], tu
     if not any(g.requires_grad for g in grads):
         raise no_second_derivative(None)
     if not problem.notes.get("walked"):
-        _refuse_dead_ends(grads)
+        refuse_dead_ends(grads)
         problem.notes["walked"] = True
     return leaves, grads
 
 
-def _refuse_dead_ends(grads: Sequence[Tensor]) -> None:
+def refuse_dead_ends(grads: Sequence[Tensor]) -> None:
     """Raise where the gradient's graph has a node of an operation that is marked as differentiable only once.
 
     Such a node raises when it is run, but it leads to no leaf, so a product never runs it and loses its terms

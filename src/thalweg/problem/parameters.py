@@ -87,6 +87,19 @@ def slots(model: nn.Module, kind: Literal["_parameters", "_buffers"]) -> Iterato
                 yield f"{prefix}.{key}" if prefix else key, tensor
 
 
+def refuse_sharded(model: nn.Module) -> None:
+    """Raise where a parameter is a DTensor, of which this process holds a piece: no flat vector can be cut from it."""
+    for name, parameter in model.named_parameters():
+        if type(parameter).__name__ == "DTensor":  # by name: importing it costs a second, and needs torch.distributed
+            raise InvalidInput(
+                explain(
+                    f"The parameter {name!r} is a DTensor",
+                    "it lies in pieces on several processes, as fully_shard leaves it",
+                    "Use thalweg.operators.sharded.ShardedProblem(model, loss, data) for it",
+                )
+            )
+
+
 def _refuse_lazy(model: nn.Module) -> None:
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if is_lazy(tensor):

@@ -17,7 +17,7 @@ from thalweg.problem import determinism, losses
 from thalweg.problem.batches import cache, make_batches, map_tensors, not_indexable, positions, tensors_in
 from thalweg.problem.forms import ModelLoss, OutputLoss, pair
 from thalweg.problem.guards import evaluation, no_autocast
-from thalweg.problem.parameters import select, slots
+from thalweg.problem.parameters import refuse_sharded, select, slots
 
 if TYPE_CHECKING:
     from thalweg.problem.holdings import Job
@@ -84,6 +84,7 @@ class Problem:
         dtype: torch.dtype | None = None,
         check: bool = True,
     ) -> None:
+        refuse_sharded(model)
         self.model = model
         self._form = ModelLoss if losses.calls_the_model(loss) else OutputLoss
         if self._form is OutputLoss:
