@@ -219,6 +219,8 @@ def _measure(told: Told, plan: Plan, found: Subject, console: Console) -> int:
                 written.write(survey.data)
         except Stopped:
             stopped = True
+            if survey.partly:
+                written.write(survey.data)
     data = survey.data
     if stopped:
         where = f"kept in {target}" if written.done else "nothing was finished"

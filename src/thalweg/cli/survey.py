@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,9 +18,7 @@ from thalweg.operators import Operator, hessian
 from thalweg.operators.hessian import LayoutName
 from thalweg.problem import memory
 from thalweg.rules import effective_hessian
-
-if TYPE_CHECKING:
-    from thalweg.spectra.choice import Choice
+from thalweg.spectra.choice import Choice, choose
 
 Ends = Literal["both", "largest", "smallest"]
 OperatorName = Literal["hessian", "gauss-newton", "fisher"]
@@ -28,6 +26,12 @@ OperatorName = Literal["hessian", "gauss-newton", "fisher"]
 CURVATURE = "loss / weight^2"
 ENOUGH = 1000
 """Products of one estimate where no budget is given."""
+PROBES, STEPS = 10, 40
+"""Random vectors of the density, and Lanczos steps from each."""
+GRID = 700
+"""Points at which the density is written."""
+FEWEST = 8
+"""Steps below which a density has no shape."""
 LAYERS = 40
 """More layers than this are put together by the first parts of their names."""
 
@@ -63,6 +67,18 @@ class Plan:
     layout: LayoutName = "auto"
     budget: int | None = None
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class Block:
+    """The curvature within one layer: size, largest eigenvalue, trace, their errors, and what was not reached."""
+
+    parameters: int
+    eigenvalue: float
+    residual: float
+    trace: float
+    trace_error: float
+    unmet: tuple[str, ...]
 
 
 def groups(names: Sequence[str]) -> dict[str, list[str]]:
@@ -147,6 +163,11 @@ class Survey:
     def missing(self) -> list[str]:
         """Stages that are not done."""
         return [name for name, _ in self._stages[len(self._costs) :]]
+
+    @property
+    def partly(self) -> bool:
+        """Whether the stage under way has left a part of its results."""
+        return "layers" in self.missing and "layers_cover" in self._facts
 
     @property
     def data(self) -> xr.Dataset:
@@ -282,8 +303,6 @@ class Survey:
         return effective_hessian(subject.rule, subject.state, curvature)
 
     def _solver(self, k: int, which: Ends = "largest", start: torch.Tensor | None = None) -> Choice:
-        from thalweg.spectra.choice import choose
-
         return choose(self._operator, k, start, which=which, tol=self.plan.tol, max_products=self._share)
 
     def _eigenvalues(self) -> str:
@@ -391,8 +410,14 @@ class Survey:
     def _density(self) -> str:
         from thalweg.spectra.density import spectral_density
 
-        found = spectral_density(self._operator, seed=self.plan.seed)
-        grid, mean, error = found.density()
+        probes, steps = PROBES, STEPS
+        if self._share is not None:  # fewer steps before fewer probes: with few probes the error itself is unsure
+            steps = max(min(STEPS, self._share // PROBES), min(FEWEST, STEPS))
+            probes = min(PROBES, self._share // steps)
+        found = spectral_density(self._operator, probes=probes, steps=steps, seed=self.plan.seed, strict=False)
+        width = found.default_width()
+        low, high = float(found.nodes.min()), float(found.nodes.max())
+        grid, mean, error = found.density(torch.linspace(low - 7 * width, high + 7 * width, GRID), width)
         moment = found.moment(1)
         size = self._operator.size
         self._parts.append(
@@ -404,6 +429,7 @@ class Survey:
                     ),
                     "density_nodes": _variable(("probe", "node"), found.nodes, CURVATURE, "Ritz values of each probe"),
                     "density_weights": _variable(("probe", "node"), found.weights, "1", "weight of each Ritz value"),
+                    "density_width": _number(width, CURVATURE, "standard deviation of the kernel"),
                     "density_trace": _number(
                         size * float(moment.value), CURVATURE, "trace by the first moment of the density"
                     ),
@@ -418,7 +444,56 @@ class Survey:
         return f"{found.nodes.shape[0]} probes of {found.nodes.shape[1]} steps"
 
     def _layers(self) -> str:
-        raise NotImplementedError
+        """Examine the principal block of each layer; what is interrupted keeps the layers before."""
+        layout = self.subject.problem.layout
+        found = groups(layout.names)
+        rows: list[tuple[str, Block]] = []
+        try:
+            for name, members in found.items():
+                rows.append((name, self._block(members, len(found))))
+        finally:
+            self._keep_layers(rows, whole=len(rows) == len(found))
+        name, best = max(rows, key=lambda row: row[1].trace)
+        return f"{len(rows)} layers, the largest trace in {name}: {best.trace:.4g} ± {best.trace_error:.2g}"
+
+    def _block(self, members: Sequence[str], layers: int) -> Block:
+        from thalweg.spectra import top_eigenpairs
+        from thalweg.spectra.trace import trace
+
+        chosen = set(members)
+        block = self._operator.restrict(self.subject.problem.layout, lambda name: name in chosen)
+        share = None if self._share is None else max(self._share // (2 * layers), 1)
+        solver = choose(block, 1, tol=self.plan.tol, max_products=share)
+        pairs = top_eigenpairs(block, 1, method=solver.method, seed=self.plan.seed, strict=False)
+        total = trace(block, target=self.plan.target, max_products=share or ENOUGH, seed=self.plan.seed, strict=False)
+        return Block(
+            parameters=block.size,
+            eigenvalue=float(pairs.values[0]),
+            residual=float(pairs.residuals[0]),
+            trace=float(total.value),
+            trace_error=float(total.standard_error),
+            unmet=tuple(str(stop) for stop in (pairs.stop, total.stop) if not stop.converged),
+        )
+
+    def _keep_layers(self, rows: Sequence[tuple[str, Block]], *, whole: bool) -> None:
+        if not rows:
+            return
+        blocks = [block for _, block in rows]
+        columns = (
+            ("layer_parameters", [float(b.parameters) for b in blocks], "1", "parameters of each layer"),
+            ("layer_eigenvalue", [b.eigenvalue for b in blocks], CURVATURE, "largest eigenvalue of each block"),
+            ("layer_residual", [b.residual for b in blocks], CURVATURE, "residual of that eigenvalue"),
+            ("layer_trace", [b.trace for b in blocks], CURVATURE, "trace of each block"),
+            ("layer_trace_standard_error", [b.trace_error for b in blocks], CURVATURE, "standard error of that trace"),
+        )
+        self._parts.append(
+            xr.Dataset(
+                {name: _variable("layer", values, units, words) for name, values, units, words in columns},
+                coords={"layer": _variable("layer", np.array([name for name, _ in rows], np.str_), "1", "layer")},
+            )
+        )
+        unmet = sorted({stop for block in blocks for stop in block.unmet})
+        self._facts |= {"layers_cover": whole, "layers_converged": not unmet, "layers_stop": " ".join(unmet)}
 
 
 def _variable(dim: Any, values: Any, units: str, words: str) -> xr.Variable:

@@ -124,10 +124,12 @@ def density_finding(data: xr.Dataset) -> str:
     if values is not None:
         parts.append(f"{count(len(values), 'eigenvalue')} found singly, residuals at most {_worst(data)}")
         high = float(values.max())
+    if "density_width" in data:
+        parts.append(f"the hills of the density have a standard deviation of {number(float(data['density_width']))}")
     if data.attrs.get("comparable") == "yes" and "stability_threshold" in data and threshold_shown(data, high) is None:
         parts.append(f"the stability threshold, {number(float(data['stability_threshold']))}, lies far to the right")
     text = "; ".join(parts)
-    return f"{text}." if text else ""
+    return f"{text[0].upper()}{text[1:]}." if text else ""
 
 
 def layer_finding(data: xr.Dataset) -> str:

@@ -63,7 +63,7 @@ def certify(task: Task, found: Found) -> Certificate:
         return _judge(task, found, np.array([float(length(exact))]), "residual measured by a fresh product")
     if DOUBT * wrong <= float(np.maximum(limits, implied).min()):
         note = "residuals confirmed by one fresh product of a random combination"
-        return Certificate(np.hypot(implied, wrong), found.stop, note)
+        return Certificate(np.hypot(implied, 2 * wrong), found.stop, note)  # no g is below 1/2
     measured = np.array(
         [float(length(_product(task, v) - theta * v)) for v, theta in zip(found.rows, found.values.tolist())]
     )

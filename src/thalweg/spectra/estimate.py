@@ -24,7 +24,7 @@ _SHOWN = 2000
 class EstimateStop(StrEnum):
     """Why an estimator ended; the value is a sentence that says what to try."""
 
-    TARGET = "The standard error is below the target."
+    TARGET = "The standard error is below the target, with 90 per cent confidence."
     SPENT = "No target was set: the products that were granted are spent."
     EXACT = "The probes span the range of the operator: the value is exact to rounding."
     BUDGET = "The budget of products ran out before the target: raise max_products, or loosen target."
@@ -148,7 +148,7 @@ def student_quantile(p: float, degrees: float) -> float:
 
 
 def _unskewed(t: float, g: Tensor) -> Tensor:
-    """Solve ``T + g T^2 / 3 + g^2 T^3 / 27 + g / 6 = t`` for ``T``; the left is ``((1 + g T / 3)^3 - 1) / g + g / 6``."""
+    """Solve ``T + g T^2 / 3 + g^2 T^3 / 27 + g / 6 = t``; the left is ``((1 + g T / 3)^3 - 1) / g + g / 6``."""
     flat = g.abs() < 1e-6
     safe = torch.where(flat, torch.ones_like(g), g)
     inside = 1 + safe * (t - safe / 6)

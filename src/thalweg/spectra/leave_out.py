@@ -58,11 +58,15 @@ class Forms:
 def mean_and_variance(forms: Forms) -> tuple[float, float]:
     """Return the mean of the ``t_i`` and an estimate of its variance.
 
-    The variance is that of the module's derivation, made careful in two ways, which matter for few probes. A negative
-    covariance counts as zero. And where the ``t_i`` agree better than the residual matrix ``M`` lets them, their
-    variance is averaged, as if ten more probes had shown it, with the one that its norm implies, ``2 N |M - m I|_F^2 / (N + 2)`` in N dimensions with ``m``
-    the mean eigenvalue; the norm comes from ``k (k - 1) / 2`` values ``w_i' M w_j``, which know it better than the k
-    values ``w_i' M w_i`` do, and from one vector less of deflation, which errs upwards.
+    The variance is that of the module's derivation, made careful in three ways, which matter for few probes.
+
+    *   A negative covariance counts as zero.
+    *   Where the ``t_i`` agree better than the residual matrix ``M`` lets them, their variance is averaged, as if ten
+        more probes had shown it, with the one that its norm implies, ``2 N |M - m I|_F^2 / (N + 2)`` in N dimensions
+        with ``m`` the mean eigenvalue. The norm comes from ``k (k - 1) / 2`` values ``w_i' M w_j``, which know it
+        better than the k values ``w_i' M w_i`` do, and from one vector less of deflation, which errs upwards.
+    *   Where the mean lies on the wrong side of what the whole basis has captured, given the sign of ``m``, the gap
+        counts as error: with as many probes as the rank, it is all of it.
     """
     k = forms.directions.shape[1]
     t, values, lengths = _without_one(forms)
@@ -76,7 +80,9 @@ def mean_and_variance(forms: Forms) -> tuple[float, float]:
     implied = 2 * room / (room + 2) * room**2 * float(deviations.sum()) / pairs
     single = float(t.var(correction=1)) + covariance
     single += max(implied - single, 0.0) * _PRIOR / (_PRIOR + k)
-    return float(t.mean()), single / k + covariance * (1 - 1 / k)
+    beyond = float(t.mean() - forms.inside.trace())
+    gap = beyond if beyond * level < 0 else 0.0
+    return float(t.mean()), single / k + covariance * (1 - 1 / k) + gap**2
 
 
 def _without_one(forms: Forms) -> tuple[Tensor, Tensor, Tensor]:

@@ -13,6 +13,7 @@ from thalweg import _rng
 from thalweg.errors import InvalidInput, explain
 from thalweg.spectra.hidden import MISS, REACH, Edges, look, start_saw_all
 from thalweg.spectra.krylov import Krylov
+from thalweg.spectra.merge import merge
 from thalweg.spectra.results import Stop
 from thalweg.spectra.task import Array, Found, Task, wanted
 
@@ -104,7 +105,8 @@ class _Solve:
         for attempt in range(task.room):
             if not found.stop.converged:
                 break
-            edges = Edges.of(task, found.values, self.norm, REACH if self.doubt else 0.0)
+            best = found.values[wanted(found.values, task.k, task.which)]
+            edges = Edges.of(task, best, self.norm, REACH if self.doubt else 0.0)
             before = task.spent
             # A copy is orthogonal to the whole space; what a start has missed may only be nearly so.
             known = fetched if self.doubt else [*space.against, space.rows[: space.size]]
@@ -123,8 +125,9 @@ class _Solve:
             space = self._space("complement", attempt, against=fetched)
             more = self._converge(space, hint, self._belongs(found.values, edges), 0)
             fetched.append(more.rows)
-            found = self._merge(found, more)
-        return replace(found, norm=self.norm)
+            note = f"{len(more.values)} of the values had been hidden: repeated, or nearly"
+            found = merge(task, found, more, self.norm, note)
+        return replace(found.take(wanted(found.values, task.k, task.which)), norm=self.norm)
 
     def _sum(self, start: Tensor | None) -> Tensor | None:
         """One vector with an equal share of each guess: its Krylov space soon holds what each of them knows."""
@@ -143,21 +146,6 @@ class _Solve:
             return [i for i in edges.beyond(ritz) if i + len(values) in best]
 
         return need
-
-    def _merge(self, old: Found, new: Found) -> Found:
-        """The wanted ones of both."""
-        values = np.concatenate([old.values, new.values])
-        order = np.argsort(values, kind="stable")
-        best = order[wanted(values[order], self.task.k, self.task.which)]
-        shares = np.zeros((len(values), old.shares.shape[1] + new.shares.shape[1]))
-        shares[: len(old.values), : old.shares.shape[1]] = old.shares
-        shares[len(old.values) :, old.shares.shape[1] :] = new.shares
-        defects = torch.cat([old.defects, new.defects])
-        stop = old.stop if new.stop.converged else new.stop
-        rows = torch.cat([old.rows, new.rows])
-        note = f"{len(new.values)} of the values had been hidden: repeated, or nearly"
-        merged = Found.of(self.task, values, rows, stop, self.norm, defects, shares, (*old.notes, note))
-        return merged.take(best.tolist())
 
     def _stream(self, *names: str | int) -> torch.Generator:
         return _rng.generator(self.task.seed, "lanczos", *names)
