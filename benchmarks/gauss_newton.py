@@ -229,7 +229,7 @@ def show_memory(rows: Record) -> str:
         if "failed" in row:
             lines.append([name, row["failed"], "", "", ""])
             continue
-        difference = abs(row["sums"][0] - ours["sums"][0]) / abs(ours["sums"][0])
+        difference = max(abs(a / b - 1) for a, b in zip(row["sums"], ours["sums"]))
         lines.append(
             [
                 name,
@@ -239,7 +239,7 @@ def show_memory(rows: Record) -> str:
                 "another matrix" if "Hessian" in name else f"{difference:.0e}",
             ]
         )
-    head = ["product", "peak beyond the model, MiB", "/ ours", "seconds", "v'Gv differs by"]
+    head = ["product", "peak beyond the model, MiB", "/ ours", "seconds", "v'Gv and u'Gv differ by"]
     title = f"### GPT-2's shape, vocabulary 50,257, {ours['size']:,} parameters, float32"
     note = (
         f"All logits at once are {ours['logits'] / 2**20:.0f} MiB, a vector of the parameters is "

@@ -52,10 +52,10 @@ def gauss_newton(
         problem: Model, loss and data. Its loss must be ``loss(output, target)`` or `language_model_loss`.
         w: The point, shape ``(P,)``; default ``problem.initial``. It is copied.
         chunk: Tokens whose logits exist at a time, for `language_model_loss`; default its own.
-        layout: ``"linearised"`` records each batch once and keeps it: a product costs about 1.2 gradients.
-            ``"forward"`` keeps nothing and takes ``J v`` in forward mode (1.7 to 2.5 gradients). ``"rebuilt"`` records
-            anew for each block of vectors. ``"auto"`` takes the first if it fits in memory, else the second, and the
-            third where an operation has no forward mode; see ``operator.record``.
+        layout: ``"linearised"`` records each batch once and keeps it: a product costs 1 to 2 gradients, most for
+            convolutions. ``"forward"`` keeps nothing and takes ``J v`` in forward mode: least memory, 2.3 to 3
+            gradients. ``"rebuilt"`` records anew for each block of vectors. ``"auto"`` takes the first if it fits in
+            memory, else the second, and the third where an operation has no forward mode; see ``operator.record``.
         memory_limit: Bytes that ``"auto"`` may keep; default a quarter of what is free now.
 
     Returns:

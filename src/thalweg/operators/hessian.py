@@ -8,7 +8,6 @@ from typing import Any, Literal, get_args
 from torch import Tensor
 
 from thalweg.errors import InvalidInput, explain
-from thalweg.problem import memory
 from thalweg.operators.base import Operator
 from thalweg.operators.layouts import (
     Difference,
@@ -20,6 +19,7 @@ from thalweg.operators.layouts import (
     forget_values,
     linearise,
 )
+from thalweg.problem import memory
 from thalweg.problem.guards import no_autocast
 from thalweg.problem.problem import Problem
 

@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
-from torch.autograd.graph import get_gradient_edge
+from torch.autograd.graph import get_gradient_edge, saved_tensors_hooks
 
 from thalweg.errors import InvalidInput, NotDifferentiable, explain
 from thalweg.operators.base import Operator
@@ -37,12 +37,16 @@ Cutter = Callable[[nn.Module, Callable[..., Any], Any], Cut]
 class _Parts(nn.Module):
     """Model and loss under the names that a Problem gives them, to be cut between the two."""
 
-    def __init__(self, problem: Problem, cutter: Cutter) -> None:
+    def __init__(self, model: nn.Module, loss: Callable[..., Any], cutter: Cutter, build: bool = True) -> None:
         super().__init__()
-        self.model, self.loss = problem._function.model, problem._function.loss
-        self._cutter = cutter
+        self.model, self.loss = model, loss
+        self._cutter, self._build = cutter, build
 
-    def forward(self, batch: Any) -> tuple[list[Tensor], OutputMatrix]:
+    def without_matrix(self) -> _Parts:
+        """Return the same, for outputs alone."""
+        return _Parts(self.model, self.loss, self._cutter, build=False)
+
+    def forward(self, batch: Any) -> tuple[list[Tensor], OutputMatrix | None]:
         outputs, build = self._cutter(self.model, self.loss, batch)
         if not outputs:
             raise NotDifferentiable(
@@ -52,7 +56,7 @@ class _Parts(nn.Module):
                     "Return tensors, tuples, lists or dicts of tensors from the model, without .detach()",
                 )
             )
-        return outputs, build()
+        return outputs, build() if self._build else None
 
 
 @dataclass(frozen=True)
@@ -155,7 +159,14 @@ class _Rebuilt(_Layout):
 
 
 class _Forward(_Layout):
-    """Forward mode for ``J v``, in the same pass that records the outputs for ``J' r``; nothing is kept."""
+    """Forward mode for ``J v`` in a pass that saves nothing, then an ordinary one for ``J' r``: least memory.
+
+    One pass for both would save one of six matrix products a layer, and record the changes along with the outputs.
+    """
+
+    def __init__(self, problem: Problem, w: Tensor, parts: _Parts) -> None:
+        super().__init__(problem, w, parts)
+        self.outline = parts.without_matrix()
 
     def add(self, out: Tensor, block: Tensor) -> None:
         for batch, weight in self.problem.batches():
@@ -163,13 +174,20 @@ class _Forward(_Layout):
                 add_parts(self.problem, target, self._one(batch, v), weight)
 
     def _one(self, batch: Any, v: Tensor) -> Sequence[Tensor | None]:
-        leaves, directions = self.leaves(), self.problem.layout.split(v)
-        with torch.enable_grad(), no_autocast(self.problem.device), forward_ad.dual_level():
-            duals = [_make_dual(leaf, part) for leaf, part in zip(leaves, directions)]
-            outputs, matrix = self.problem._call(self.parts, duals, batch)
-            pairs = [_unpack_dual(z) for z in outputs]
-        changes = [own(pair.tangent, v) for pair in pairs]
-        return pull([pair.primal for pair in pairs], leaves, matrix.product(changes), keep=False)
+        device, directions = self.problem.device, self.problem.layout.split(v)
+        with torch.enable_grad(), no_autocast(device), forward_ad.dual_level(), saved_tensors_hooks(_forget, _forget):
+            duals = [_make_dual(leaf, part) for leaf, part in zip(self.leaves(), directions)]
+            outputs, _ = self.problem._call(self.outline, duals, batch)
+            changes = [own(_unpack_dual(z).tangent, v) for z in outputs]
+        del duals, outputs
+        leaves = self.leaves()
+        with torch.enable_grad(), no_autocast(device):
+            outputs, matrix = self.problem._call(self.parts, leaves, batch)
+        return pull(outputs, leaves, matrix.product(changes), keep=False)
+
+
+def _forget(_: Any) -> Any:
+    """Save nothing for a backward pass that is never taken."""
 
 
 class SandwichOperator(Operator):
@@ -195,7 +213,9 @@ class SandwichOperator(Operator):
         problem.layout.split(w)  # checks the shape
         self.record: dict[str, Any] = {"asked": layout}
         self._note = note
-        self._layout = self._choose(problem, w, _Parts(problem, cutter), layout, memory_limit)
+        self._layout = self._choose(
+            problem, w, _Parts(problem._function.model, problem._function.loss, cutter), layout, memory_limit
+        )
 
     @property
     def layout_used(self) -> LayoutName:
