@@ -1,0 +1,179 @@
+"""Compare the peak memory that ``problem.plan`` predicts with what the job then takes.
+
+Every job is planned in one process and run in two others, so that nothing of one is left in the next. One counts the
+bytes alive at every operation. The other only watches its resident memory: the kernel's high-water mark during the
+job, less what was resident before it, with model and data in place and every library loaded by a one-sample run.
+
+    python benchmarks/memory.py            about ten minutes
+    python benchmarks/memory.py --quick    smallest models, two minutes
+    python benchmarks/memory.py --save     also writes results/memory.json and memory.md
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import ctypes
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from _common import arguments, header, machine, save, table
+from _jobs import cnn, gpt2, mlp, run
+
+from thalweg.problem import Problem
+from thalweg.problem.live import LiveBytes
+from thalweg.problem.plan import Plan
+
+LIMIT = 1.2
+"""Largest ratio of measured to predicted peak before this script fails."""
+MODELS: dict[str, Callable[[], Problem]] = {
+    "MLP 784-1000-1000-10": mlp,
+    "CNN 32-64-128": cnn,
+    "GPT-2 shape 2 x 128": gpt2,
+    "GPT-2 shape 4 x 256": lambda: gpt2(16, 256, 4, 256),
+    "GPT-2 shape 4 x 256, its own loss": lambda: gpt2(4, 128, 4, 256, own=True),
+}
+QUICK: dict[str, Callable[[], Problem]] = {
+    "MLP 784-200-200-10": lambda: mlp(1000, 200),
+    "CNN 8-16-32": lambda: cnn(64, 8),
+    "GPT-2 shape 1 x 64": lambda: gpt2(4, 64, 1, 64),
+}
+JOBS: tuple[dict[str, Any], ...] = (
+    {"job": "gradient"},
+    {"job": "product", "layout": "linearised"},
+    {"job": "product", "layout": "double_backward"},
+    {"job": "eigenpairs", "layout": "linearised", "basis": 8},
+    {"job": "eigenpairs", "layout": "double_backward", "basis": 8},
+    {"job": "critical_sharpness"},
+)
+FIELDS = ("job", "peak_bytes", "seconds", "batch_size", "chunk", "layout", "basis", "products", "budget")
+
+
+def planned(problem: Problem, options: dict[str, Any]) -> dict[str, Any]:
+    """Plan, and return what another process needs to know of it."""
+    start = time.perf_counter()
+    plan = problem.plan(**options)
+    about = {name: getattr(plan, name) for name in FIELDS}
+    return about | {"planning": time.perf_counter() - start, "misfit": plan.misfit, "table": repr(plan)}
+
+
+def measured(problem: Problem, about: dict[str, Any], watch: str) -> dict[str, Any]:
+    """Do the planned job and return its peak."""
+    plan = Plan(**{name: about[name] for name in FIELDS}, parts=(), present_bytes=0, misfit=None, problem=problem)
+    cut = plan.apply()
+    if watch == "live":
+        with LiveBytes() as live:
+            run(plan, cut)
+        return {"peak": live.peak}
+    small = replace(plan, basis=plan.basis and 3)
+    run(small, cut.subset([0]).recut(1))
+    before = resident_now()
+    start = time.perf_counter()
+    run(plan, cut)
+    return {"peak": highest() - before, "seconds": time.perf_counter() - start}
+
+
+def resident_now() -> int:
+    """Give free memory back to the system, restart the high-water mark, and return what is resident."""
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    return _status("VmRSS")
+
+
+def highest() -> int:
+    """Return the high-water mark of resident memory."""
+    return _status("VmHWM")
+
+
+def _status(name: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"{name} is not in /proc/self/status")
+
+
+def child(task: dict[str, Any]) -> dict[str, Any]:
+    """What one process does."""
+    torch.set_num_threads(task["threads"])
+    problem = {**MODELS, **QUICK}[task["model"]]()
+    if task["watch"] == "plan":
+        return planned(problem, task["options"])
+    return measured(problem, task["plan"], task["watch"])
+
+
+def alone(task: dict[str, Any]) -> dict[str, Any]:
+    """Run `child` in a process of its own."""
+    done = subprocess.run([sys.executable, __file__, json.dumps(task)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(done.stderr[-2000:])
+    return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
+
+
+def measure(model: str, options: dict[str, Any], threads: int) -> dict[str, Any]:
+    """Plan and measure one job of one model."""
+    task = {"model": model, "options": options, "threads": threads}
+    plan = alone(task | {"watch": "plan"})
+    live, resident = (alone(task | {"watch": watch, "plan": plan}) for watch in ("live", "resident"))
+    return {
+        "model": model,
+        "plan": plan,
+        "live": live["peak"],
+        "resident": resident["peak"],
+        "seconds": resident["seconds"],
+    }
+
+
+def show(rows: list[dict[str, Any]]) -> str:
+    """Format the table."""
+    lines = []
+    for row in rows:
+        plan = row["plan"]
+        how = ", ".join(
+            f"{name} {plan[key]}"
+            for name, key in (("batch", "batch_size"), ("chunk", "chunk"), ("basis", "basis"))
+            if plan[key] is not None
+        )
+        peak = plan["peak_bytes"]
+        numbers = [f"{n / 1e6:.1f}" for n in (peak, row["live"], row["resident"])]
+        ratios = [f"{row['live'] / peak:.3f}", f"{row['resident'] / peak:.2f}"]
+        seconds = [f"{plan['planning']:.1f}", f"{plan['seconds']:.1f}", f"{row['seconds']:.1f}"]
+        lines.append([row["model"], plan["job"], plan["layout"] or "", how, *numbers, *ratios, *seconds])
+    head = ["model", "job", "layout", "cut", "predicted MB", "alive MB", "resident MB", "alive / predicted"]
+    return table([*head, "resident / predicted", "planning s", "predicted s", "measured s"], lines)
+
+
+def main() -> int:
+    """Measure, print, save; 1 if a peak is more than 20 % above its prediction."""
+    options = arguments(__doc__ or "", "memory")
+    about = machine()
+    rows = []
+    for model in QUICK if options.quick else MODELS:
+        for job in JOBS:
+            rows.append(measure(model, job, options.threads))
+            print(show(rows[-1:]).splitlines()[-1], file=sys.stderr, flush=True)
+    text = f"## Peak memory, predicted and measured\n\n{header(about)}\n\n{show(rows)}"
+    print(text)
+    if options.save:
+        save(options.out, "memory", {"machine": about, "quick": options.quick, "rows": rows}, text)
+    bad = [r for r in rows if r["live"] > LIMIT * r["plan"]["peak_bytes"]]
+    if not options.quick:  # where the model is small, the pages of one library weigh more than the job
+        bad += [r for r in rows if r["resident"] > LIMIT * r["plan"]["peak_bytes"]]
+    for row in bad:
+        print(f"OVER: {row['model']}: {row['plan']['table']}", file=sys.stderr)
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 2 and sys.argv[1].startswith("{"):
+        print(json.dumps(child(json.loads(sys.argv[1]))))
+        sys.exit(0)
+    sys.exit(main())
