@@ -1,0 +1,225 @@
+r"""The central flow in map mode: the rule's own step, plus the penalty on curvature that its oscillation exerts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from thalweg.errors import InvalidInput, NonFinite, explain
+from thalweg.flows.frames import oscillation
+from thalweg.flows.laws import LIMIT, Law
+from thalweg.flows.process import Frame, Process
+from thalweg.flows.subspace import Critical, react
+from thalweg.operators import hessian, preconditioned
+from thalweg.operators.third import Choice, third_derivative
+from thalweg.problem import Problem
+from thalweg.rules import State
+from thalweg.spectra import Eigenpairs, EigenTracker
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How finely the critical subspace is watched.
+
+    Attributes:
+        tolerance: Error of effective eigenvalues, in units where the limit is 2, that a refresh may find.
+        candidate: Effective eigenvalue above which a direction takes part in the complementarity problem.
+        max_interval: Longest time between refreshes.
+        max_critical: Most directions followed.
+        eigen_tol: Relative residual of eigenpairs.
+        third: Method of the third derivatives.
+    """
+
+    tolerance: float = 2e-3
+    candidate: float = 1.95
+    max_interval: int = 16
+    max_critical: int = 20
+    eigen_tol: float = 1e-4
+    third: Choice = "auto"
+
+
+class CentralMap(Process):
+    r"""``w' = w - P^{-1} [ g + 1/2 grad <H, Sigma> ]``, ``s' = F(s, g g' + H Sigma H)``, Sigma from complementarity.
+
+    Away from the edge of stability this is the rule itself. Time is cut into segments. At the start of each the
+    leading eigenpairs are solved for, and the third derivatives on the critical ones; within it one gradient a step
+    is enough, since the curvature moves by its own prediction. At its end fresh eigenvalues judge: where they
+    differ too much from the prediction, or one has come past the limit without having been watched, the
+    segment is thrown away and done again at half its length.
+
+    Source: arXiv 2410.24206 (the flow); the step of the map and the segments are our own.
+    """
+
+    name = "central"
+
+    def __init__(self, problem: Problem, law: Law, w: Tensor, state: State, settings: Settings = Settings()) -> None:
+        super().__init__(problem, law, w, state)
+        self.settings = settings
+        self.tracker = EigenTracker(1, threshold=0.85, max_k=settings.max_critical + 1, tol=settings.eigen_tol)
+        self.block: Critical | None = None
+        self.leading: Tensor | None = None
+        self.start: Tensor | None = None
+        self.interval = 1
+        self.rejected = 0
+        self._ready: list[Frame] = []
+        self._here: tuple[float, Tensor] | None = None
+        self._resume: dict[str, Tensor] = {}
+        self._emitted = 0
+
+    def step(self) -> Frame:
+        """Return the next frame; a segment of them is computed where none is left."""
+        if not self._ready:
+            self._segment()
+        self._emitted += 1
+        return self._ready.pop(0)
+
+    def _segment(self) -> None:
+        """Compute frames until fresh eigenvalues accept them."""
+        if self.leading is None:
+            self._refresh(first=True)
+        self._resume, self._emitted = self._snapshot(), 0
+        while True:
+            begin = (self.w, self.state, self.time, self.block, self.start, self.leading, self._here)
+            watched = 0 if self.block is None else self.block.count
+            block = None if self.block is None else Critical(self.block.U, self.block.A, self.block.D)
+            self.block = block
+            self._ready = [self._one() for _ in range(self.interval)]
+            before = begin[5]
+            assert before is not None
+            fresh, metric = self._refresh()
+            error = 0.0
+            if block is not None:
+                expected = block.eigenvalues(metric)
+                shared = min(len(expected), len(fresh))
+                error = float((expected[:shared] - fresh[:shared]).abs().max())
+            unseen = len(fresh) > watched and float(fresh[watched]) > LIMIT + 2 * self.settings.tolerance
+            if self.interval == 1 or not (unseen or error > 4 * self.settings.tolerance):
+                self._choose_interval(error, before, fresh)
+                return
+            self.rejected += 1
+            self.w, self.state, self.time, self.block, self.start, self.leading, self._here = begin
+            self.interval //= 2
+
+    def _one(self) -> Frame:
+        """One step of the map."""
+        value, gradient = self._gradient_here()
+        self._here = None
+        force = self.law.force(gradient, self.w)
+        state = plain = self.law.absorb(self.state, force)
+        metric = self.law.metric(plain)
+        reaction = None
+        if self.block is not None:
+            reaction = react(
+                self.block,
+                self.law,
+                force,
+                metric,
+                self.law.metric(plain, ahead=1),
+                lambda squares: self.law.slope(plain, squares * self.law.share),
+                start=self.start,
+            )
+            self.start = reaction.solution.X
+            state = self.law.absorb(self.state, force, reaction.squares)
+            metric = self.law.metric(state)
+        known = self.leading
+        frame = oscillation(self.time, self.w, value, gradient, metric, self.law, self.block, reaction, known)
+        push = force if reaction is None else force + reaction.penalty
+        move = -(push / metric.to(push))
+        if self.block is not None:
+            self.block.move(move)
+        self.w, self.state, self.time = self.w + move, state, self.time + 1
+        return frame
+
+    def _gradient_here(self) -> tuple[float, Tensor]:
+        """Value and gradient at the present point, once."""
+        if self._here is None:
+            self._here = self.gradient(self.w)
+        return self._here
+
+    def _refresh(self, first: bool = False) -> tuple[Tensor, Tensor]:
+        """Solve for the leading eigenpairs here, take third derivatives on the critical ones; values and metric."""
+        value, gradient = self._gradient_here()
+        if not math.isfinite(value):
+            raise NonFinite(
+                explain(
+                    f"The loss along the flow is {value} at time {self.time:g}",
+                    "the learning rate is too large for this start",
+                    "Lower it, or warm up",
+                )
+            )
+        metric = self.law.metric(self.law.absorb(self.state, self.law.force(gradient, self.w)))
+        with hessian(self.problem, self.w) as curvature:
+            self.ledger.linearisations += 1
+            operator = curvature.shift(self.law.decay) if self.law.decay else curvature
+            pairs = self.tracker.update(preconditioned(operator, metric.to(self.w)), LIMIT, w=self.w)
+            self.ledger.products += curvature.products
+        fresh = pairs.values.to("cpu", torch.float64)
+        if first and float(fresh[0]) > 1.1 * LIMIT:
+            raise InvalidInput(
+                explain(
+                    f"The flow starts at effective sharpness {float(fresh[0]):.3g}",
+                    f"the rule is unstable there (the limit is {LIMIT:g}), and an explosion has no average",
+                    "Let the rule itself take some steps first (warm_start=), or lower the learning rate",
+                )
+            )
+        self.leading = fresh
+        count = int((fresh > self.settings.candidate).sum())
+        known, self.block = self.block, self._critical(pairs, count, metric) if count else None
+        same = known is not None and self.block is not None and known.count == count and self.start is not None
+        if same and known is not None and self.block is not None and self.start is not None:
+            scaled = known.U * (metric.to(known.U)[:, None] if metric.ndim else metric.to(known.U))
+            turn = (self.block.U.T @ scaled).to("cpu", torch.float64)
+            self.start = turn @ self.start @ turn.T  # the former X in the new basis
+        else:
+            self.start = None
+        return fresh, metric
+
+    def _critical(self, pairs: Eigenpairs, count: int, metric: Tensor) -> Critical:
+        scale = metric.to(self.w).rsqrt()
+        U = pairs.vectors[:, :count] * (scale[:, None] if scale.ndim else scale)
+        third = third_derivative(self.problem, self.w, U, method=self.settings.third)
+        self.ledger.gradients += third.gradients
+        return Critical(U, torch.diag(pairs.values[:count].to("cpu", torch.float64)), third.rows)
+
+    def _choose_interval(self, error: float, before: Tensor, fresh: Tensor) -> None:
+        """Aim at the tolerance, and look out for the next eigenvalue that may become critical."""
+        elapsed = self.interval
+        if error > self.settings.tolerance:
+            self.interval = max(1, self.interval // 2)
+        elif error < self.settings.tolerance / 4:
+            self.interval = min(2 * self.interval, self.settings.max_interval)
+        below = fresh[fresh <= self.settings.candidate]
+        shared = min(len(fresh), len(before))
+        rate = float((fresh[:shared] - before[:shared]).max()) / elapsed
+        if len(below) and rate > 0:  # it may rise as fast as the fastest of them has done
+            self.interval = max(1, min(self.interval, int((LIMIT - float(below[0])) / rate / 2)))
+
+    def _snapshot(self) -> dict[str, Tensor]:
+        """The start of this segment: it is computed again, to the same bits, after a resume."""
+        state = super().state_dict() | {f"tracker.{k}": t for k, t in self.tracker.state_dict().items()}
+        state["map"] = torch.tensor([self.interval, self.rejected], dtype=torch.int64)
+        for name, tensor in (("leading", self.leading), ("start", self.start)):
+            if tensor is not None:
+                state[name] = tensor.clone()
+        if self.block is not None:
+            state |= {"U": self.block.U.clone(), "A": self.block.A.clone(), "D": self.block.D.clone()}
+        return state
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The start of the present segment, and how much of it was given out."""
+        return (self._resume or self._snapshot()) | {"emitted": torch.tensor(self._emitted)}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Continue where `state_dict` was taken."""
+        super().load_state_dict({k: t for k, t in state.items() if not k.startswith("tracker.")})
+        known = {k.removeprefix("tracker."): t for k, t in state.items() if k.startswith("tracker.")}
+        self.tracker.load_state_dict(known)
+        self.interval, self.rejected = (int(n) for n in state["map"])
+        self.leading, self.start = state.get("leading"), state.get("start")
+        self.block = Critical(state["U"], state["A"], state["D"]) if "U" in state else None
+        self._here, self._ready = None, []
+        for _ in range(int(state["emitted"])):
+            self.step()

@@ -1,0 +1,229 @@
+"""`central_flow`: processes side by side from one start, and what they say of each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from thalweg.errors import InvalidInput, NonFinite, explain
+from thalweg.flows.central import CentralMap, Settings
+from thalweg.flows.laws import LIMIT, law_of
+from thalweg.flows.process import Discrete, Frame, Process
+from thalweg.flows.reference import CentralReference, Euler
+from thalweg.flows.result import FlowResult
+from thalweg.flows.stable import StableFlow
+from thalweg.problem import Problem
+from thalweg.rules import Rule, State
+from thalweg.runs.meter import Meter, Silent
+
+PROCESSES = ("discrete", "central", "stable")
+
+_UNITS = {
+    "loss": ("loss", "loss of the {}"),
+    "squared_gradient": ("(loss / weight)^2", "squared gradient norm of the {}"),
+    "predicted_loss": ("loss", "time-averaged loss that the central flow predicts"),
+    "predicted_squared_gradient": ("(loss / weight)^2", "time-averaged squared gradient that it predicts"),
+    "critical": ("1", "critical eigenvalues"),
+    "total_variance": ("weight^2", "total variance of the oscillation that it predicts"),
+    "residual": ("1", "largest residual of the complementarity conditions"),
+}
+
+
+def central_flow(
+    problem: Problem,
+    rule: Rule,
+    time: int,
+    *,
+    w: Tensor | None = None,
+    state: State | None = None,
+    warm_start: int = 0,
+    mode: Literal["map", "reference"] = "map",
+    settings: Settings | Euler | None = None,
+    processes: Sequence[str] = ("discrete", "central"),
+    meter: Meter | None = None,
+) -> FlowResult:
+    r"""Forecast the time-averaged path of ``rule`` for ``time`` steps, beside the rule itself if asked.
+
+    The central flow is the rule's own small-step motion plus half the gradient of ``<H, Sigma>``, where ``Sigma`` is
+    the covariance of the oscillation at the edge of stability. It is not fitted: at each time it is the positive
+    semidefinite matrix that keeps every eigenvalue of ``P^{-1} H`` at or below 2, and has support only where it is 2.
+
+    Args:
+        problem: Model, loss and data, all of it: the theory is that of full-batch training. The loss must be smooth.
+        rule: `GradientDescent`, `ScalarRMSProp` or `RMSProp`, with any schedule and coupled weight decay.
+        time: Units of time, each one step of the rule.
+        w: Starting weights, shape ``(P,)``; default ``problem.initial``.
+        state: State of the rule there; default its initial one.
+        warm_start: Steps of the rule itself before the flows begin; rules with averages of squares need a few.
+        mode: ``"map"``: the rule's exact step and the penalty, with few gradients. ``"reference"``: Euler substeps
+            of the differential equation with fresh derivatives, slow; its limit of many substeps is the flow itself,
+            which is *not* closer to the rule, whose steps are of length one.
+        settings: `Settings` of the map, or `Euler` for the reference.
+        processes: Which run: any of ``discrete``, ``central``, ``stable``. ``central`` always does.
+        meter: Shown each time.
+
+    Returns:
+        A `FlowResult`. Its ``data`` has, over ``time``: ``loss_PROCESS``, ``squared_gradient_PROCESS``,
+        ``predicted_loss``, ``predicted_squared_gradient``, ``critical``, ``effective_eigenvalues`` (of ``P^{-1} H``;
+        the limit is 2), ``predicted_variance`` (of ``u_i' P (w_t - w(t))``), ``measured_variance`` (its square now),
+        ``distance_PROCESS`` (from the discrete run), ``travelled`` (of the discrete run), ``effective_step`` (mean of
+        ``1 / P``), ``residual``.
+
+    Raises:
+        InvalidInput: The rule has no known flow, a process is unknown, or the rule is unstable at the start.
+        NotDifferentiable: The loss has no third derivative that can be trusted, such as a ReLU network's.
+        NotConverged: Eigenpairs or the oscillation could not be found.
+        NonFinite: A process diverges. ``error.result`` is not kept; shorten ``time``.
+
+    Example:
+        >>> from thalweg.rules import GradientDescent
+        >>> torch.manual_seed(0)  # doctest: +ELLIPSIS
+        <torch._C.Generator object at ...>
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1)).double()
+        >>> x = torch.randn(20, 3, dtype=torch.float64)
+        >>> problem = Problem(model, torch.nn.MSELoss(), (x, torch.sin(x.sum(1, keepdim=True))))
+        >>> flow = central_flow(problem, GradientDescent(lr=0.2), time=30)
+        >>> flow.mode, flow.data.sizes["time"]
+        ('map', 30)
+
+    Source: arXiv 2410.24206; numbers of equations there were not at hand.
+    """
+    unknown = sorted(set(processes) - set(PROCESSES))
+    if unknown or time < 1 or warm_start < 0:
+        raise InvalidInput(
+            explain(
+                f"central_flow got processes={list(processes)}, time={time}, warm_start={warm_start}",
+                f"it runs {', '.join(PROCESSES)} for at least one unit of time",
+                "Correct the argument",
+            )
+        )
+    law = law_of(rule)
+    w = problem.initial if w is None else w.detach().to(problem.device, problem.dtype)
+    state = rule.init(w) if state is None else state
+    for _ in range(warm_start):
+        w, state = rule.advance(w, state, problem.gradient(w))
+    running: dict[str, Process] = {}
+    if "discrete" in processes:
+        running["discrete"] = Discrete(problem, law, w, state)
+    if mode == "map":
+        running["central"] = CentralMap(problem, law, w, state, _settings(settings, Settings))
+    elif mode == "reference":
+        running["central"] = CentralReference(problem, law, w, state, _settings(settings, Euler))
+    else:
+        raise InvalidInput(
+            explain(f"The mode {mode!r} is unknown", "it names how the flow is computed", "Use map or reference")
+        )
+    if "stable" in processes:
+        running["stable"] = StableFlow(problem, law, w, state)
+    meter = meter or Silent()
+    rows: list[dict[str, Any]] = []
+    meter.init(time)
+    try:
+        for t in range(time):
+            frames = {name: process.step() for name, process in running.items()}
+            rows.append(_row(frames, w))
+            bad = [name for name, frame in frames.items() if not np.isfinite(frame.values["loss"])]
+            if bad:
+                raise NonFinite(
+                    explain(
+                        f"The loss of the {bad[0]} process is {frames[bad[0]].values['loss']} at time {t}",
+                        "the learning rate is too large for this start",
+                        "Lower it, or warm up",
+                    )
+                )
+            meter.step({"step": t + 1, "loss": rows[-1]["predicted_loss"], "critical": rows[-1]["critical"]})
+    finally:
+        meter.close()
+    return FlowResult(
+        data=_dataset(rows),
+        mode=mode,
+        points={name: process.w for name, process in running.items()},
+        cost={name: process.ledger.equivalents / time for name, process in running.items()},
+        stop=f"All {time} units of time were computed.",
+    )
+
+
+def _settings(given: Any, kind: Any) -> Any:
+    if given is not None and not isinstance(given, kind):
+        raise InvalidInput(
+            explain(
+                f"settings is a {type(given).__name__}",
+                f"this mode takes {kind.__name__}",
+                f"Pass {kind.__name__}(...)",
+            )
+        )
+    return given or kind()
+
+
+def _row(frames: dict[str, Frame], start: Tensor) -> dict[str, Any]:
+    """All numbers of one time."""
+    central = frames["central"]
+    row: dict[str, Any] = {"time": central.time}
+    for name, frame in frames.items():
+        for key in ("loss", "squared_gradient"):
+            if key in frame.values:
+                row[f"{key}_{name}"] = frame.values[key]
+    for key in ("predicted_loss", "predicted_squared_gradient", "critical", "total_variance"):
+        row[key] = central.values[key]
+    row["residual"] = central.values.get("residual", 0.0)
+    row["effective_eigenvalues"] = central.eigenvalues
+    row["predicted_variance"] = central.X
+    assert central.metric is not None
+    row["effective_step"] = float((1 / central.metric).mean())
+    discrete = frames.get("discrete")
+    if discrete is not None:
+        row["travelled"] = float((discrete.w - start).norm())
+        for name, frame in frames.items():
+            if name != "discrete":
+                row[f"distance_{name}"] = float((discrete.w - frame.w).norm())
+        if central.directions is not None:
+            away = (discrete.w - central.w) * central.metric.to(discrete.w)
+            row["measured_variance"] = (central.directions.T @ away).square()
+    return row
+
+
+def _dataset(rows: list[dict[str, Any]]) -> xr.Dataset:
+    """Rows as labelled arrays; what a time does not have is NaN."""
+    wide = [
+        key
+        for key in ("effective_eigenvalues", "predicted_variance", "measured_variance")
+        if any(row.get(key) is not None for row in rows)
+    ]
+    width = max([len(row[key]) for row in rows for key in wide if row.get(key) is not None], default=0)
+    names = {
+        "effective_eigenvalues": ("1", f"eigenvalues of P^-1 H along the central flow; the limit is {LIMIT:g}"),
+        "predicted_variance": ("1", "predicted variance along each critical direction, in the metric"),
+        "measured_variance": ("1", "squared displacement of the discrete run along each of them"),
+        "effective_step": ("weight^2 / loss", "mean step size of the central flow"),
+        "travelled": ("weight", "distance of the discrete run from its start"),
+    }
+    variables: dict[str, Any] = {}
+    for key in {key: None for row in rows for key in row if key != "time"}:
+        if key in wide:
+            block = np.full((len(rows), width), np.nan)
+            for i, row in enumerate(rows):
+                if row.get(key) is not None:
+                    values = row[key].detach().to("cpu", torch.float64).numpy()
+                    block[i, : len(values)] = values
+            unit, text = names[key]
+            variables[key] = (("time", "eigenvalue"), block, {"units": unit, "long_name": text})
+        elif any(not isinstance(row.get(key), Tensor) and row.get(key) is not None for row in rows):
+            if key in names:
+                unit, text = names[key]
+            elif key.startswith("distance_"):
+                unit, text = "weight", f"distance of the {key.removeprefix('distance_')} process from the discrete run"
+            else:
+                base = next(name for name in sorted(_UNITS, key=len, reverse=True) if key.startswith(name))
+                unit, text = _UNITS[base][0], _UNITS[base][1].format(f"{key.removeprefix(base + '_')} process")
+            values = np.array([float(row.get(key, np.nan)) for row in rows])
+            variables[key] = ("time", values, {"units": unit, "long_name": text})
+    coordinates = {
+        "time": ("time", np.array([row["time"] for row in rows]), {"units": "steps", "long_name": "time"}),
+        "eigenvalue": ("eigenvalue", np.arange(1, width + 1), {"units": "1", "long_name": "rank"}),
+    }
+    return xr.Dataset(variables, coords=coordinates)

@@ -1,0 +1,121 @@
+"""What runs side by side in a comparison of flows: one step of time after another, with a record of each."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from thalweg.flows.laws import Law
+from thalweg.problem import Problem
+from thalweg.rules import State
+
+PRODUCT, LINEARISATION = 1.5, 1.75
+"""Cost of a Hessian product from a kept graph, and of recording the graph, in gradients (measured on an MLP)."""
+
+
+@dataclass
+class Ledger:
+    """What a process has computed, in pieces, and together in gradient-equivalents.
+
+    Attributes:
+        gradients: Gradients over all data.
+        products: Hessian products from a kept graph.
+        linearisations: Graphs recorded for them.
+    """
+
+    gradients: float = 0.0
+    products: float = 0.0
+    linearisations: float = 0.0
+
+    @property
+    def equivalents(self) -> float:
+        """``gradients + 1.5 products + 1.75 linearisations``."""
+        return self.gradients + PRODUCT * self.products + LINEARISATION * self.linearisations
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One process at one time.
+
+    Attributes:
+        time: In steps of the discrete rule.
+        w: Weights, shape ``(P,)``.
+        values: Scalars by name; see `thalweg.flows.result` for units.
+        eigenvalues: Effective eigenvalues (of ``P^{-1} H``) known here, descending, or None.
+        X: Covariance of the oscillation in the basis of ``directions``, or None.
+        directions: Critical eigenvectors in weight space, ``(P, k)``, ``U' P U = I``, in which X is diagonal.
+        metric: ``P`` of this step.
+    """
+
+    time: float
+    w: Tensor
+    values: dict[str, float] = field(default_factory=dict)
+    eigenvalues: Tensor | None = None
+    X: Tensor | None = None
+    directions: Tensor | None = None
+    metric: Tensor | None = None
+
+
+class Process(ABC):
+    """A trajectory that advances by one unit of time, which is one step of the rule.
+
+    Args:
+        problem: Model, loss and data.
+        law: The rule as flows see it.
+        w: Starting point, shape ``(P,)``.
+        state: State of the rule there, before the gradient at ``w`` is taken in.
+    """
+
+    name: str
+
+    def __init__(self, problem: Problem, law: Law, w: Tensor, state: State) -> None:
+        self.problem, self.law = problem, law
+        self.w = w.detach().clone()
+        self.state = {key: tensor.clone() for key, tensor in state.items()}
+        self.time = 0.0
+        self.ledger = Ledger()
+
+    @abstractmethod
+    def step(self) -> Frame:
+        """Record where the process is, and advance by one unit of time."""
+
+    def gradient(self, w: Tensor) -> tuple[float, Tensor]:
+        """Value and gradient at ``w``, counted."""
+        self.ledger.gradients += 1
+        value, gradient = self.problem.value_and_gradient(w)
+        return float(value), gradient
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything the next step depends on."""
+        return {
+            "w": self.w.clone(),
+            "time": torch.tensor(self.time, dtype=torch.float64),
+            "ledger": torch.tensor(
+                [self.ledger.gradients, self.ledger.products, self.ledger.linearisations], dtype=torch.float64
+            ),
+            **{f"state.{key}": tensor.clone() for key, tensor in self.state.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Continue where `state_dict` was taken."""
+        self.w, self.time = state["w"].clone(), float(state["time"])
+        self.ledger = Ledger(*state["ledger"].tolist())
+        self.state = {k.removeprefix("state."): t.clone() for k, t in state.items() if k.startswith("state.")}
+
+
+class Discrete(Process):
+    """The rule itself."""
+
+    name = "discrete"
+
+    def step(self) -> Frame:
+        """Take one step of the rule."""
+        value, gradient = self.gradient(self.w)
+        state = self.law.absorb(self.state, self.law.force(gradient, self.w))
+        frame = Frame(self.time, self.w, {"loss": value, "squared_gradient": float(gradient @ gradient)})
+        self.w = self.law.rule.step(self.w, state, gradient)
+        self.state, self.time = state, self.time + 1
+        return frame

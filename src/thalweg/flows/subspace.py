@@ -1,0 +1,130 @@
+r"""The critical subspace of a flow: its curvature, the third derivatives that move it, and how a step changes both.
+
+``U`` are the critical eigenvectors of ``P^{-1} H`` in weight space, ``U' P U = I``; ``A = U' H U``; the rows of ``D``
+are ``grad_w (u_i' H u_j)`` in the packing of `svec`. Between refreshes ``U`` and ``D`` stand still, and one gradient a
+step is enough: ``A`` moves by ``D dw``, so the constraint stays informed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from thalweg.flows.complementarity import Complementarity, solve
+from thalweg.flows.laws import LIMIT, Law
+from thalweg.operators.packing import pairs, smat, svec
+
+
+@dataclass
+class Critical:
+    """Directions ``U``, shape ``(P, k)``; curvature ``A``, ``(k, k)`` in float64; ``D``, ``(m, P)``."""
+
+    U: Tensor
+    A: Tensor
+    D: Tensor
+
+    @property
+    def count(self) -> int:
+        """``k``."""
+        return self.U.shape[1]
+
+    def move(self, dw: Tensor) -> None:
+        """Take in the change of curvature that the move ``dw`` of the weights makes."""
+        self.A = self.A + smat((self.D @ dw).to("cpu", torch.float64))
+
+    def in_metric(self, metric: Tensor) -> Tensor:
+        """Return ``U' diag(metric) U``, float64."""
+        return _sandwich(self.U, metric)
+
+    def eigenvalues(self, metric: Tensor) -> Tensor:
+        """Return the eigenvalues of ``P^{-1} H`` within the subspace, descending."""
+        root = torch.linalg.cholesky(self.in_metric(metric))
+        half = torch.linalg.solve_triangular(root, self.A, upper=False)
+        values: Tensor = torch.linalg.eigvalsh(torch.linalg.solve_triangular(root, half.T, upper=False))
+        return values.flip(0)
+
+
+@dataclass(frozen=True)
+class Reaction:
+    r"""What the oscillation does in one step: its covariance ``Sigma = U X U'``, and what follows from it.
+
+    Attributes:
+        solution: ``X`` with the residuals of its three conditions.
+        penalty: ``1/2 grad_w <H, Sigma>``, shape ``(P,)``.
+        squares: What ``H Sigma H`` adds to the averaged squares; None where the rule has none.
+    """
+
+    solution: Complementarity
+    penalty: Tensor
+    squares: Tensor | None
+
+
+def react(
+    block: Critical,
+    law: Law,
+    force: Tensor,
+    metric: Tensor,
+    ahead: Tensor,
+    slope: Callable[[Tensor], Tensor | None],
+    dt: float = 1.0,
+    start: Tensor | None = None,
+) -> Reaction:
+    r"""Return the oscillation that keeps ``2 P - H >= 0`` on the subspace after a step of length ``dt``.
+
+    The slack after the step is linear in ``X``: ``alpha + beta[X]`` with ``alpha`` the slack without oscillation. The
+    oscillation lowers ``H`` through the penalty, and raises ``P`` through the averaged squares (arXiv 2410.24206,
+    the complementarity conditions of the central flow, imposed on the linearised end of the step).
+
+    Args:
+        block: The critical subspace.
+        law: The rule's law.
+        force: This step's gradient, shape ``(P,)``.
+        metric: ``P`` of this step, shape ``(P,)`` or ``()``.
+        ahead: ``P`` after it, as it would be without oscillation.
+        slope: What a unit of averaged squares adds to ``ahead``.
+        dt: Length of the step.
+        start: A former ``X`` to start from.
+
+    Raises:
+        NotConverged: The complementarity problem was not solved.
+        Unbounded: No oscillation holds the curvature at the limit.
+    """
+    move = -dt * _divide(force, metric)
+    alpha = LIMIT * block.in_metric(ahead) - block.A - smat((block.D @ move).to("cpu", torch.float64))
+    beta = 0.5 * dt * (_divide(block.D, metric) @ block.D.T).to("cpu", torch.float64)
+    images = LIMIT * _columns(block.U, metric)  # H U on the support of Sigma, where H u = 2 P u
+    columns = []
+    for i, j in pairs(block.count):
+        column = law.squared(images[:, i], images[:, j])
+        columns.append(None if column is None else column * (1.0 if i == j else 2.0**0.5))
+    for c, column in enumerate(columns):
+        raised = None if column is None else slope(column)
+        if raised is not None:
+            # A larger metric raises the limit. That it shortens this step, too, is of second order in the step.
+            beta[:, c] += svec(LIMIT * _sandwich(block.U, raised))
+    solution = solve(alpha, (beta + beta.T) / 2, start=start)
+    packed = svec(solution.X)
+    penalty = 0.5 * (block.D.T @ packed.to(block.D))
+    squares = law.squared(torch.zeros_like(force), force)
+    for column, weight in zip(columns, packed.tolist()):
+        if column is not None and squares is not None:
+            squares = squares + column * weight
+    return Reaction(solution, penalty, squares)
+
+
+def _divide(vector: Tensor, metric: Tensor) -> Tensor:
+    """``P^{-1} v`` for a vector, or for rows."""
+    return vector / metric.to(vector)
+
+
+def _columns(U: Tensor, metric: Tensor) -> Tensor:
+    """``P U``."""
+    metric = metric.to(U)
+    return U * (metric[:, None] if metric.ndim else metric)
+
+
+def _sandwich(U: Tensor, diagonal: Tensor) -> Tensor:
+    return (U.T @ _columns(U, diagonal)).to("cpu", torch.float64)
