@@ -11,34 +11,78 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from thalweg import errors as errors
     from thalweg import rules as rules
-    from thalweg.operators import doctor as doctor
-    from thalweg.operators import from_dense as from_dense
-    from thalweg.operators import from_function as from_function
-    from thalweg.operators import hessian as hessian
-    from thalweg.operators import preconditioned as preconditioned
-    from thalweg.problem import Problem as Problem
-    from thalweg.problem import batch_loss as batch_loss
-    from thalweg.report import write_report as write_report
-    from thalweg.runs import open_run as open_run
-    from thalweg.runs import train as train
-    from thalweg.spectra import EigenTracker as EigenTracker
-    from thalweg.spectra import Lanczos as Lanczos
-    from thalweg.spectra import top_eigenpairs as top_eigenpairs
+    from thalweg.operators.adapters import from_curvlinops as from_curvlinops
+    from thalweg.operators.adapters import from_scipy as from_scipy
+    from thalweg.operators.adapters import to_curvlinops as to_curvlinops
+    from thalweg.operators.base import from_dense as from_dense
+    from thalweg.operators.base import from_function as from_function
+    from thalweg.operators.data_parallel import data_parallel as data_parallel
+    from thalweg.operators.fisher import empirical_fisher as empirical_fisher
+    from thalweg.operators.gauss_newton import gauss_newton as gauss_newton
+    from thalweg.operators.hessian import hessian as hessian
+    from thalweg.operators.preconditioned import preconditioned as preconditioned
+    from thalweg.operators.sharded import ShardedProblem as ShardedProblem
+    from thalweg.operators.verify import doctor as doctor
+    from thalweg.problem.heads import language_model_loss as language_model_loss
+    from thalweg.problem.linear_cross_entropy import linear_cross_entropy as linear_cross_entropy
+    from thalweg.problem.losses import batch_loss as batch_loss
+    from thalweg.problem.problem import Problem as Problem
+    from thalweg.report.page import write_report as write_report
+    from thalweg.rules.edge import edge as edge
+    from thalweg.runs.loop import train as train
+    from thalweg.runs.run import open_run as open_run
+    from thalweg.spectra.critical import critical_sharpness as critical_sharpness
+    from thalweg.spectra.critical import relative_critical_sharpness as relative_critical_sharpness
+    from thalweg.spectra.density import spectral_density as spectral_density
+    from thalweg.spectra.diagonal import diagonal as diagonal
+    from thalweg.spectra.directional import batch_sharpness as batch_sharpness
+    from thalweg.spectra.directional import directional_sharpness as directional_sharpness
+    from thalweg.spectra.directional import sharpness_from_cosine as sharpness_from_cosine
+    from thalweg.spectra.directional import sharpness_from_updates as sharpness_from_updates
+    from thalweg.spectra.frobenius import frobenius_norm as frobenius_norm
+    from thalweg.spectra.lanczos import Lanczos as Lanczos
+    from thalweg.spectra.lanczos import top_eigenpairs as top_eigenpairs
+    from thalweg.spectra.layers import layerwise as layerwise
+    from thalweg.spectra.lobpcg import LOBPCG as LOBPCG
+    from thalweg.spectra.trace import trace as trace
+    from thalweg.spectra.tracker import EigenTracker as EigenTracker
 
 __version__ = "0.1.0"
 
 _HOME = {
     "EigenTracker": "spectra",
+    "LOBPCG": "spectra",
     "Lanczos": "spectra",
     "Problem": "problem",
+    "ShardedProblem": "operators.sharded",
     "batch_loss": "problem",
+    "batch_sharpness": "spectra",
+    "critical_sharpness": "spectra",
+    "data_parallel": "operators.data_parallel",
+    "diagonal": "spectra",
+    "directional_sharpness": "spectra",
     "doctor": "operators",
+    "edge": "rules",
+    "empirical_fisher": "operators",
+    "frobenius_norm": "spectra",
+    "from_curvlinops": "operators",
     "from_dense": "operators",
     "from_function": "operators",
+    "from_scipy": "operators",
+    "gauss_newton": "operators",
     "hessian": "operators",
+    "language_model_loss": "problem",
+    "layerwise": "spectra",
+    "linear_cross_entropy": "problem",
     "open_run": "runs",
     "preconditioned": "operators",
+    "relative_critical_sharpness": "spectra",
+    "sharpness_from_cosine": "spectra",
+    "sharpness_from_updates": "spectra",
+    "spectral_density": "spectra",
+    "to_curvlinops": "operators",
     "top_eigenpairs": "spectra",
+    "trace": "spectra",
     "train": "runs",
     "write_report": "report",
 }

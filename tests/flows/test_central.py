@@ -107,31 +107,41 @@ def test_before_the_edge_the_map_is_the_rule_itself():
     torch.testing.assert_close(flow.w, truth.w, rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("rule", [GradientDescent(lr=0.2), ScalarRMSProp(lr=0.04, bias_correction=True)])
-def test_the_map_agrees_with_euler_steps_of_the_same_length(rule):
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("rule", "bounds"),
+    [
+        (GradientDescent(lr=0.2), (1e-6, 2e-4, 2e-3)),
+        (ScalarRMSProp(lr=0.04, bias_correction=True), (2e-2, 2e-2, 2e-2)),  # Euler averages squares otherwise
+    ],
+)
+def test_the_map_agrees_with_euler_steps_of_the_same_length(rule, bounds):
+    """To rounding with derivatives renewed at each step, else to the tolerance that was asked for."""
     problem = digits(torch.float64)
     w, state = problem.initial, rule.init(problem.initial)
     for _ in range(10):
         w, state = rule.advance(w, state, problem.gradient(w))
-    map_ = CentralMap(problem, law_of(rule), w, state)
-    euler = CentralReference(problem, law_of(rule), w, state, Euler(substeps=1, third="gradients"))
-    a = [map_.step() for _ in range(150)]
-    b = [euler.step() for _ in range(150)]
-    loss = np.array([[f.values["predicted_loss"] for f in frames] for frames in (a, b)])
-    assert np.abs(loss[0] / loss[1] - 1).max() < (2e-4 if isinstance(rule, GradientDescent) else 2e-2)
-    assert max(f.values["total_variance"] for f in a) > 0
+    euler = CentralReference(problem, law_of(rule), w, state, Euler(substeps=1, third="exact"))
+    truth = np.array([euler.step().values["predicted_loss"] for _ in range(120)])
+    every = (Settings(third="exact", max_interval=1), Settings(tolerance=2e-4), Settings(tolerance=2e-3))
+    for settings, bound in zip(every, bounds, strict=True):
+        flow = CentralMap(problem, law_of(rule), w, state, settings)
+        frames = [flow.step() for _ in range(120)]
+        loss = np.array([f.values["predicted_loss"] for f in frames])
+        assert np.abs(loss / truth - 1).max() < bound
+        assert max(f.values["total_variance"] for f in frames) > 0
 
 
 def test_a_resumed_flow_has_the_same_bits():
     problem, rule = digits(torch.float64, samples=100), GradientDescent(lr=0.3)
     whole = begin(CentralMap, problem, rule)
-    frames = [whole.step() for _ in range(120)]
+    frames = [whole.step() for _ in range(100)]
     part = begin(CentralMap, problem, rule)
     for _ in range(67):
         part.step()
     again = begin(CentralMap, problem, rule)
     again.load_state_dict(part.state_dict())
-    rest = [again.step() for _ in range(53)]
+    rest = [again.step() for _ in range(33)]
     for one, other in zip(frames[67:], rest, strict=True):
         assert one.values == other.values
         assert torch.equal(one.w, other.w)

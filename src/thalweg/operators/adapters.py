@@ -140,6 +140,12 @@ def to_curvlinops(operator: Operator, layout: Layout | None = None) -> Any:
     Raises:
         InvalidInput: The layout has another size.
         MissingExtra: curvlinops is not installed.
+
+    Example:
+        >>> from thalweg.operators import from_dense
+        >>> theirs = to_curvlinops(from_dense(torch.eye(3)))  # doctest: +SKIP
+        >>> theirs @ torch.ones(3)  # doctest: +SKIP
+        tensor([1., 1., 1.])
     """
     base = _import_base()
     shapes = [torch.Size([operator.size])] if layout is None else list(layout.shapes)

@@ -10,6 +10,9 @@ from thalweg.rules.base import effective_hessian as effective_hessian
 from thalweg.rules.descent import GradientDescent as GradientDescent
 from thalweg.rules.descent import HeavyBall as HeavyBall
 from thalweg.rules.descent import Nesterov as Nesterov
+from thalweg.rules.direction import update_direction as update_direction
+from thalweg.rules.edge import Edge as Edge
+from thalweg.rules.edge import edge as edge
 from thalweg.rules.schedules import Constant as Constant
 from thalweg.rules.schedules import Cosine as Cosine
 from thalweg.rules.schedules import Schedule as Schedule
@@ -23,6 +26,7 @@ __all__ = [
     "AdamW",
     "Constant",
     "Cosine",
+    "Edge",
     "GradientDescent",
     "HeavyBall",
     "Nesterov",
@@ -33,7 +37,9 @@ __all__ = [
     "State",
     "Step",
     "Warmup",
+    "edge",
     "effective_hessian",
     "from_torch",
     "state_from_torch",
+    "update_direction",
 ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from thalweg import _rng
@@ -233,6 +232,8 @@ class EigenTracker:
             return rows
         old, names = self._last.to(rows), self.tracks
         overlap = (rows @ old.T).to("cpu", torch.float64)
+        from scipy.optimize import linear_sum_assignment  # a quarter of a second, for those who follow something
+
         new_index, old_index = linear_sum_assignment(-overlap.abs().numpy())
         tracks: list[int | None] = [None] * len(rows)
         for i, j in zip(new_index.tolist(), old_index.tolist()):
