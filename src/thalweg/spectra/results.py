@@ -19,8 +19,9 @@ class Stop(StrEnum):
     INVARIANT = "The Krylov space became invariant: the values are exact to rounding."
     BUDGET = "The budget of products ran out: raise max_products, enlarge the basis, or loosen tol."
     CONTRADICTED = (
-        "Fresh products contradict the stored ones, so the operator is not symmetric or changes between products: "
-        "switch off dropout and batch statistics, and look at thalweg doctor."
+        "Fresh products contradict the stored ones, so the operator is not symmetric, changes between products, or is "
+        "rounded more coarsely than its size tells, as where a loss is nearly zero: use float64, switch off dropout "
+        "and batch statistics, and look at thalweg doctor."
     )
     LEAKS = "The deflated vectors span no invariant space to the tolerance: deflate converged eigenvectors."
     STAGNATED = "Residuals stopped falling at the rounding of the products: use float64, or loosen tol."
