@@ -16,6 +16,8 @@ from thalweg.spectra.sampling import Moments, columns, draw, estimate, exactly, 
 DiagonalMethod = Literal["xdiag", "plain"]
 
 _BLOCK = 16
+_CACHED = 1 << 16
+"""Numbers of one array in a piece of rows: several such arrays stay in a processor's cache."""
 _NOISE = 8.0
 """Rounding of an entry of a product, in units of eps times its usual size."""
 
@@ -154,7 +156,7 @@ class _XDiag(_OfDiagonal):
             whole = (held.basis.double() * held.images.double()).sum(dim=1)
             return exactly(whole, _NOISE * self.eps * held.row_norms.double())
         pairs = _Pairs(held)
-        rows = max(1, (1 << 22) // self.probes)
+        rows = max(1, _CACHED // self.probes)
         pieces = [pairs.of_rows(slice(a, a + rows)) for a in range(0, self.operator.size, rows)]
         return self.wrap(torch.cat([m for m, _ in pieces]), torch.cat([v for _, v in pieces]), held.row_norms)
 
@@ -182,16 +184,21 @@ class _Pairs:
         left = whole - new * new_images + omega * new * self.along.diagonal()
         mean = left.mean(dim=1)
         covariance = torch.zeros_like(mean)
-        for i in range(k):
-            for j in range(i):
-                covariance += self._change(i, j, new, new_images, omega) * self._change(j, i, new, new_images, omega)
+        for i in range(1, k):
+            covariance += self._products(i, new, new_images, omega)
         covariance = (2 * covariance / (k * (k - 1))).clamp_min_(0)
         return mean, left.var(dim=1, correction=1) / k + covariance
 
-    def _change(self, i: int, j: int, new: Tensor, new_images: Tensor, omega: Tensor) -> Tensor:
-        """``d_ij``: what leaving j out as well changes in the estimate of i, with the sign turned."""
-        scale, cosine = self.scale[i, j], self.gram[i, j]
-        vector = scale * (new[:, j] - cosine * new[:, i])
-        image = scale * (new_images[:, j] - cosine * new_images[:, i])
-        part = scale * (self.along[j, i] - cosine * self.along[i, i])
-        return vector * (image - omega[:, i] * part)
+    def _products(self, i: int, new: Tensor, new_images: Tensor, omega: Tensor) -> Tensor:
+        """``sum_{j < i} d_ij d_ji``, with ``d_ij`` what leaving j out as well changes in the estimate of i, negated."""
+        mine, others = slice(i, i + 1), slice(0, i)
+        scale, cosine = self.scale[i, others], self.gram[i, others]
+        diagonal = self.along.diagonal()
+        part = scale * (self.along[others, i] - cosine * diagonal[i])
+        vector = scale * (new[:, others] - cosine * new[:, mine])
+        image = scale * (new_images[:, others] - cosine * new_images[:, mine])
+        found = vector * (image - omega[:, mine] * part)
+        part = scale * (self.along[i, others] - cosine * diagonal[others])
+        vector = scale * (new[:, mine] - cosine * new[:, others])
+        image = scale * (new_images[:, mine] - cosine * new_images[:, others])
+        return (found * vector * (image - omega[:, others] * part)).sum(dim=1)

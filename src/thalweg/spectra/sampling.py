@@ -110,7 +110,8 @@ def estimate(
 
     goal = FEWEST if target is not None else _affordable(sampler, budget)
     while True:
-        if sampler.cost(goal) >= operator.size and operator.products - start + operator.size <= budget:
+        dear = target is None or sampler.cost(goal) >= operator.size
+        if dear and operator.products - start + operator.size <= budget:
             return result(sampler.by_columns(), EstimateStop.EXACT)
         sampler.grow(goal)
         found = sampler.moments()
