@@ -67,6 +67,12 @@ class LanguageModelLoss:
         self.chunk = chunk
         self._compared: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
+    def with_chunk(self, chunk: int) -> LanguageModelLoss:
+        """Return the same loss with another chunk. It knows which models have been compared with their own loss."""
+        other = LanguageModelLoss(chunk)
+        other._compared = self._compared
+        return other
+
     def __call__(self, model: nn.Module, batch: Any) -> tuple[Tensor, int]:
         """Return the mean loss, 0-dim, and the number of tokens it is a mean over."""
         last = self.last_layer(model, batch)

@@ -9,16 +9,19 @@ from typing import Literal
 import torch
 
 Job = Literal["value", "gradient", "product", "eigenpairs", "density", "critical_sharpness"]
-Line = tuple[str, int, str]
+Line = tuple[str, float, str]
 """Name, number of vectors, reason."""
+
+COLUMNS = 1 << 16
+"""Columns of the basis that a restart combines at a time, as ``spectra/krylov.py`` has it."""
 
 
 @dataclass(frozen=True)
 class Holdings:
-    """Vectors alive during a product (or gradient, or value), and those at the worst moment outside, if any."""
+    """Vectors alive during a product (or gradient, or value), and at moments outside of it that may be worse."""
 
     during: tuple[Line, ...]
-    outside: tuple[Line, ...] = ()
+    outside: tuple[tuple[Line, ...], ...] = ()
 
 
 DEFAULT_BASIS: dict[Job, Callable[[int], int | None]] = {
@@ -26,7 +29,7 @@ DEFAULT_BASIS: dict[Job, Callable[[int], int | None]] = {
     "gradient": lambda k: None,
     "product": lambda k: None,
     "eigenpairs": lambda k: 3 * k + 30,
-    "density": lambda k: 64,
+    "density": lambda k: 40,
     "critical_sharpness": lambda k: None,
 }
 """Vectors of a Krylov basis where nothing is asked."""
@@ -36,13 +39,13 @@ DEFAULT_PRODUCTS: dict[Job, Callable[[int, int | None], int]] = {
     "gradient": lambda k, basis: 0,
     "product": lambda k, basis: 1,
     "eigenpairs": lambda k, basis: 20 + 15 * k,
-    "density": lambda k, basis: 4 * (basis or 1),
+    "density": lambda k, basis: 10 * (basis or 1),
     "critical_sharpness": lambda k, basis: 8,
 }
 """Products (forward passes for the critical sharpness) that a job is taken to need where nothing is known."""
 
 
-def holdings(job: Job, order: str, k: int, basis: int | None, dtype: torch.dtype) -> Holdings:
+def holdings(job: Job, order: str, k: int, basis: int | None, dtype: torch.dtype, dimension: int) -> Holdings:
     """Count the vectors of ``job`` while it takes derivatives of ``order``, and outside of that.
 
     Args:
@@ -51,6 +54,7 @@ def holdings(job: Job, order: str, k: int, basis: int | None, dtype: torch.dtype
         k: Eigenpairs wanted.
         basis: Vectors of the Krylov basis.
         dtype: Of the vectors; random ones are drawn in float64 and rounded.
+        dimension: Length of a vector.
     """
     point: Line = ("point", 1, "the weights as one vector")
     if job in ("value", "gradient"):
@@ -66,8 +70,13 @@ def holdings(job: Job, order: str, k: int, basis: int | None, dtype: torch.dtype
     rows: Line = ("basis", size + 1, f"Krylov vectors, basis={basis}")
     drawn = 8 // torch.empty(0, dtype=dtype).element_size()
     first: Line = ("start", drawn + 1, "a random vector, drawn in float64")
-    if job == "eigenpairs" and k > 1:
-        found: Line = ("found", k + 1, "eigenvectors and their residual")
-        second: Line = ("second look", min(size, 64) + 1, "Krylov vectors for repeated eigenvalues")
-        return Holdings((point, rows, found, second, result), (point, rows, found, second, first))
-    return Holdings((point, rows, result), (point, rows, first if drawn + 1 > k else ("found", k, "eigenvectors")))
+    if job == "density":
+        return Holdings((point, rows, result), ((point, rows, first),))
+    kept = min(k + max((size - k) * 2 // 5, 1), size - 1) + 1
+    piece: Line = ("restart", kept * min(COLUMNS / dimension, 1.0), "a piece of the new basis beside the old one")
+    if k == 1:
+        found: Line = ("found", 1, "the eigenvector")
+        return Holdings((point, rows, result), ((point, rows, first), (point, rows, piece), (point, rows, found)))
+    found = ("found", k + 1, "eigenvectors and their residual")
+    second: Line = ("second look", min(size, 64) + 1, "Krylov vectors for repeated eigenvalues")
+    return Holdings((point, rows, found, second, result), ((point, rows, found, second, first), (point, rows, piece)))

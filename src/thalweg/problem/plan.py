@@ -34,7 +34,8 @@ class Plan:
         batch_size: Samples to evaluate at a time; None where the data comes in batches already made.
         chunk: Tokens whose logits exist at a time; None where the loss has no chunks.
         layout: For ``hessian(problem, layout=...)``; None where no product is taken.
-        basis: Vectors of the Krylov basis, for ``Lanczos(basis=...)``; None where there is none.
+        basis: Vectors of the Krylov basis, for ``Lanczos(basis=...)`` or ``spectral_density(steps=...)``; None where
+            there is none.
         products: Hessian products that ``seconds`` counts on.
         parts: What is alive at the worst moment; their bytes add up to ``peak_bytes``.
         budget: Bytes that were allowed.
@@ -68,8 +69,9 @@ class Plan:
             True
         """
         problem = self.problem
-        if self.chunk is not None:
-            problem = problem.with_loss(LanguageModelLoss(self.chunk))
+        loss = problem._function.loss
+        if self.chunk is not None and isinstance(loss, LanguageModelLoss):
+            problem = problem.with_loss(loss.with_chunk(self.chunk))
         return problem if self.batch_size is None else problem.recut(self.batch_size)
 
     def __repr__(self) -> str:
@@ -120,8 +122,10 @@ def plan(
     allowed = memory.available(problem.device) // 2 if budget is None else budget
     problem, chunk = _chunked(problem, allowed)
     planner = Planner(problem, job, k, allowed, layout)
-    wanted = basis or DEFAULT_BASIS[job](k)
-    choice = planner.choose(wanted, wanted if basis else None)
+    wanted = DEFAULT_BASIS[job](k)
+    if wanted is not None:  # jobs without a basis ignore the argument
+        wanted = min(basis or wanted, problem.dimension)
+    choice = planner.choose(wanted, fixed=basis is not None)
     return _write(planner, choice, chunk, products)
 
 
@@ -156,7 +160,7 @@ def _chunked(problem: Problem, budget: int) -> tuple[Problem, int | None]:
     vocabulary = head.weight.shape[0]
     row = vocabulary * torch.empty(0, dtype=problem.dtype).element_size()
     chunk = max(min(default_chunk(vocabulary), budget // (16 * row)), 16)
-    return problem.with_loss(LanguageModelLoss(chunk)), chunk
+    return problem.with_loss(loss.with_chunk(chunk)), chunk
 
 
 def _present(problem: Problem) -> int:

@@ -11,7 +11,7 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from thalweg.errors import InvalidInput, explain
-from thalweg.problem.holdings import DEFAULT_BASIS, DEFAULT_PRODUCTS, Job, holdings
+from thalweg.problem.holdings import DEFAULT_PRODUCTS, Job, Line, holdings
 from thalweg.problem.losses import leading_size
 from thalweg.problem.probes import PHASES, Growth, Order, first_samples, grow, probe
 from thalweg.problem.units import size
@@ -87,23 +87,28 @@ class Planner:
         """What is alive at the worst moment of the job."""
         moments = []
         for order in self.orders:
-            held = holdings(self.job, order, self.k, choice.basis, self.problem.dtype)
+            held = holdings(self.job, order, self.k, choice.basis, self.problem.dtype, self.problem.dimension)
             growth, graphs = self.growth[order], 0
             if choice.layout == "linearised":
                 graphs = growth.kept(choice.size) * self.count(choice.size)
             beside = graphs - growth.kept(choice.size) if graphs else 0
             for phase in PHASES[order]:
                 worst = growth.bytes(phase, choice.size)
+                if order != "product" and self.count(choice.size) > 1:  # the batches' values, and these stacked
+                    worst += 2 * self.count(choice.size) * self.problem.dtype.itemsize
                 kept = min(growth.kept(choice.size), worst) if phase == "multiply" else 0
-                lines = [Part(name, count * self.vector, why) for name, count, why in held.during if count]
+                lines = self._vectors(held.during)
                 lines += self._graph_parts(choice, beside + kept, worst - kept, phase)
                 moments.append(lines)
-            if held.outside:
-                lines = [Part(name, count * self.vector, why) for name, count, why in held.outside if count]
+            for moment in held.outside:
+                lines = self._vectors(moment)
                 if graphs:
                     lines += self._graph_parts(choice, graphs, 0, "multiply")
                 moments.append(lines)
         return tuple(max(moments, key=lambda lines: sum(part.bytes for part in lines)))
+
+    def _vectors(self, lines: tuple[Line, ...]) -> list[Part]:
+        return [Part(name, round(count * self.vector), why) for name, count, why in lines if count]
 
     def _graph_parts(self, choice: Choice, kept: int, work: int, phase: str) -> list[Part]:
         batches = self.count(choice.size)
@@ -142,19 +147,22 @@ class Planner:
             )
         growth = self.growth["product"]
         record, multiply = (batches * growth.seconds(phase, choice.size) for phase in PHASES["product"])
-        algebra = 4 * (choice.basis or 0) * self.pass_seconds
+        algebra = 4 * min(choice.basis or 0, products) * self.pass_seconds
         if choice.layout == "linearised":
             return record + products * (multiply + algebra)
         return products * (record + multiply + algebra)
 
-    def choose(self, wanted: int | None, fixed: int | None) -> Choice:
+    def choose(self, wanted: int | None, fixed: bool) -> Choice:
         """The fastest way that fits; of equally fast ones that with the least memory.
+
+        Args:
+            wanted: Vectors of the basis, if there is one.
+            fixed: Whether it must have so many.
 
         Raises:
             InvalidInput: None fits.
         """
-        least = DEFAULT_BASIS[self.job](self.k) and self.k + 3
-        bases = [fixed] if fixed else shrinking(wanted, least)
+        bases = [wanted] if fixed or wanted is None else shrinking(wanted, min(self.k + 3, wanted))
         for basis in bases:
             # A basis that takes more than half of what is allowed leaves little for batches: try fewer vectors first.
             greedy = basis is not None and basis != bases[-1] and basis * self.vector > self.budget / 2
@@ -170,18 +178,31 @@ class Planner:
                 good = [choice for choice in fitting if self.seconds(choice, guess) <= 1.05 * best]
                 return min(good, key=self.peak)
         least_choice = min(
-            (Choice(layout, self.sizes[0], bases[-1]) for layout in self.layouts), key=lambda choice: self.peak(choice)
+            (Choice(layout, size, bases[-1]) for layout in self.layouts for size in self.sizes), key=self.peak
         )
         needed = self.peak(least_choice)
         listed = ", ".join(f"{part.name} {size(part.bytes)}" for part in self.parts(least_choice))
         raise InvalidInput(
             explain(
                 f"The budget of {size(self.budget)} is too small for {self.job} with {self._cut(least_choice)}, "
-                f"which needs {size(needed)}: {listed}",
+                f"which needs {size(needed)}, {size(needed - self.budget)} more: {listed}",
                 "no smaller cut of this job is known",
-                f"Allow budget={needed} or more, or choose fewer parameters",
+                f"Allow budget={needed} or more, {self._ways_out(fixed)}",
             )
         )
+
+    def _ways_out(self, fixed: bool) -> str:
+        """What else takes less."""
+        ways = ["choose fewer parameters"]
+        if self.largest > 1 and not self.cuttable:
+            ways.append("give the data in smaller batches")
+        if fixed and self.job in ("eigenpairs", "density"):
+            ways.append("leave basis=None")
+        if self.layouts == ("linearised",):
+            ways.append('take layout="auto"')
+        if self.problem.dtype == torch.float64:
+            ways.append("work in float32")
+        return ", ".join([*ways[:-1], f"or {ways[-1]}"])
 
     def _cut(self, choice: Choice) -> str:
         what = "one sample at a time" if choice.size == 1 else f"batches of {choice.size:,}"
@@ -199,10 +220,8 @@ def time_of_pass(w: torch.Tensor) -> float:
     return (time.perf_counter() - start) / 3
 
 
-def shrinking(wanted: int | None, least: int | None) -> list[int | None]:
+def shrinking(wanted: int, least: int) -> list[int | None]:
     """Basis sizes to try: as wanted, then less by a third each time, down to the least."""
-    if wanted is None or least is None:
-        return [None]
     found: list[int | None] = []
     while wanted > least:
         found.append(wanted)

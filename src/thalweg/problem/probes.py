@@ -174,6 +174,8 @@ def grow(problem: Problem, w: Tensor, order: Order, allowed: int, largest: int) 
         found.append(probe(problem, w, first_samples(problem, count), order))
         last = found[-1]
         foreseen = len(found) > 2 and abs(last.peak - expected) <= AGREEMENT * last.peak
+        if last.size != count:  # a batch that cannot be cut
+            return Growth([last])
         following = min(2 * count, largest)
         enough = foreseen and sum(last.seconds.values()) > TIMED
         if enough or following == count or Growth(found).peak(following) > allowed:
@@ -184,12 +186,12 @@ def grow(problem: Problem, w: Tensor, order: Order, allowed: int, largest: int) 
 
 
 def first_samples(problem: Problem, count: int) -> Any:
-    """Return the first ``count`` samples as one batch, or the first batch as it is where it cannot be cut."""
+    """Return ``count`` samples as one batch: the first, or those of a loader's largest batch, whole if indivisible."""
     source = problem._batches
     if source.samples is not None:
         index = torch.arange(min(count, source.samples))
         return problem._place(next(iter(source.subset(index).recut(len(index)))))
-    batch, _ = next(iter(problem.batches()))
+    batch = problem._place(max(source, key=lambda batch: leading_size(batch) or 0))
     size = leading_size(batch)
     if any(t.ndim == 0 or t.shape[0] != size for t in tensors_in(batch)):
         return batch

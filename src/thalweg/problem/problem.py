@@ -243,7 +243,8 @@ class Problem:
                 sample is evaluated to find out whether it fits.
             layout: Keep the gradient's graph (``"linearised"``) or rebuild it for each product
                 (``"double_backward"``); ``"auto"`` takes what is faster within the budget.
-            basis: Vectors of the Krylov basis; default what the solver takes, or fewer if those do not fit.
+            basis: Vectors of the Krylov basis; default ``3 k + 30`` (density: 40), or fewer if those do not fit. A
+                solver that is not told may let it grow.
             products: How many products to count on for the time; default a guess from ``k``.
 
         Returns:
