@@ -50,10 +50,10 @@ class Case:
 
 CASES = (
     Case("gradient descent", tw.rules.GradientDescent(lr=0.14), 380),
-    Case("heavy ball 0.9", tw.rules.HeavyBall(lr=0.35, momentum=0.9), 300),
+    Case("heavy ball 0.9", tw.rules.HeavyBall(lr=0.24, momentum=0.9), 300),
     Case("RMSProp", tw.rules.RMSProp(lr=5e-4, beta2=0.99, bias_correction=True), 200),
     Case("mini-batches of 256", tw.rules.GradientDescent(lr=0.14), 380, batch=256),
-    Case("cross-entropy", tw.rules.GradientDescent(lr=2.0), 300, loss="cross_entropy"),
+    Case("cross-entropy", tw.rules.GradientDescent(lr=0.6), 40, loss="cross_entropy"),
 )
 
 
