@@ -72,11 +72,11 @@ def spectral_density(
                 f"Pass probes >= 2, steps >= 1, max_products >= {first}",
             )
         )
-    stream, start = stream_of(seed, "density"), operator.products
+    start = operator.products
     rows: list[tuple[Tensor, Tensor, bool]] = []
     goal = probes if target is not None else max(probes, budget // steps if max_products is not None else 0)
     while True:
-        rows += [_quadrature(operator, steps, stream) for _ in range(goal - len(rows))]
+        rows += [_quadrature(operator, steps, stream_of(seed, f"density {i}")) for i in range(len(rows), goal)]
         found = _collect(rows, operator, operator.products - start, EstimateStop.SPENT)
         if target is None:
             return found

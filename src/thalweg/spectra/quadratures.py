@@ -62,8 +62,9 @@ class Density:
         square = (weights * deviation.square()).sum(dim=1).mean(dim=0)
         cube = (weights * deviation**3).sum(dim=1).mean(dim=0)
         error = (2 * square / (self.size + 2) / self.probes).sqrt()
-        skewness = 8**0.5 * cube / square.clamp_min(1e-300) ** 1.5 / math.sqrt(self.size * self.probes)
-        return mean, error, skewness
+        skewness = 8**0.5 * cube / square.clamp_min(1e-200) ** 1.5 / math.sqrt(self.size * self.probes)
+        most = math.sqrt(8 / self.probes)  # of a rank-one f(A); quadratures that say more have seen too little of it
+        return mean, error, skewness.clamp(-most, most)
 
     def moment(self, j: int = 1) -> Estimate:
         r"""Return the mean of ``\lambda^j``, ``tr A^j / P``, with its standard error.
