@@ -8,11 +8,12 @@ from toys import digits, of_weights, two_valleys, valley
 from thalweg.errors import InvalidInput, NotDifferentiable
 from thalweg.flows.central import CentralMap, Settings
 from thalweg.flows.forecast import central_flow
-from thalweg.flows.laws import law_of
+from thalweg.flows.midpoint import Midpoint
 from thalweg.flows.process import Discrete
 from thalweg.flows.reference import CentralReference, Euler
+from thalweg.flows.registry import law_of
 from thalweg.flows.stable import StableFlow
-from thalweg.rules import Adam, Constant, GradientDescent, RMSProp, ScalarRMSProp, Warmup
+from thalweg.rules import Adam, Constant, GradientDescent, HeavyBall, Nesterov, RMSProp, ScalarRMSProp, Warmup
 
 
 def begin(kind, problem, rule, *settings):
@@ -31,21 +32,67 @@ def test_one_valley_stays_at_the_limit_with_the_variance_of_the_closed_form(kind
     assert abs(last.values["loss"] - frames[-2].values["loss"]) < 1e-7, "the loss along the flow stands still"
 
 
-def test_time_averages_of_gradient_descent_in_a_tilted_valley():
-    eta, e, problem = 0.3, 0.01, valley()
-    rule = Discrete(
-        problem, law_of(GradientDescent(lr=eta)), problem.initial, GradientDescent(lr=eta).init(problem.initial)
-    )
-    points = []
-    w = problem.initial
-    for _ in range(12_000):  # by hand: the closed form of the gradient is far quicker
+@pytest.mark.parametrize(
+    "rule",
+    [
+        GradientDescent(lr=0.3),
+        HeavyBall(lr=0.3, momentum=0.5),
+        HeavyBall(lr=0.3, momentum=0.5, dampening=0.5),
+        Nesterov(lr=0.3, momentum=0.5),
+    ],
+)
+def test_one_valley_and_the_rule_itself_agree_on_limit_and_variance(rule):
+    """In the tilted valley: y rises to the rule's threshold, and the variance is -2 h' = 2 e, with momentum too."""
+    e, limit = 0.01, rule.stability_threshold()
+    flow = begin(CentralMap, valley(e=e, z=0.0, start=(0.0, limit - 0.1)), rule)
+    frames = [flow.step() for _ in range(200)]
+    assert float(flow.w[1]) == pytest.approx(limit, rel=1e-3)
+    assert frames[-1].values["total_variance"] == pytest.approx(2 * e, rel=5e-3)
+
+    problem = valley(e=e, start=(0.05, limit - 1.0))
+    truth = begin(Discrete, problem, rule)
+    assert truth.step().values["loss"] == pytest.approx(float(problem.value(problem.initial)))
+    points, w, state = [], problem.initial, rule.init(problem.initial)
+    for _ in range(8_000):  # by hand: the closed form of the gradient is far quicker
         x, y = w.tolist()
-        w = torch.tensor([x - eta * (y * x + 1.5 * x * x - e), y - eta * (0.5 * x * x - e)], dtype=torch.float64)
+        w, state = rule.advance(w, state, torch.tensor([y * x + 1.5 * x * x - e, 0.5 * x * x - e]).double())
         points.append((x, y))
-    late = np.array(points[6000:])
-    assert rule.step().values["loss"] == pytest.approx(float(problem.value(problem.initial)))
-    assert late[:, 1].mean() == pytest.approx(2 / eta, rel=5e-3)
-    assert late[:, 0].var() == pytest.approx(2 * e, rel=2e-2)
+    late = np.array(points[4000:])
+    assert late[:, 1].mean() == pytest.approx(limit, rel=2e-2)
+    assert late[:, 0].var() == pytest.approx(2 * e, rel=3e-2)
+
+
+def test_the_midpoint_process_removes_what_has_period_two():
+    """On a quadratic: the slow mode stays, the mode with multiplier -0.9 shrinks by (1 - 0.9)^2 / (4 x 0.9)."""
+    problem = of_weights(lambda w: 0.5 * (0.1 * w[0] ** 2 + 1.9 * w[1] ** 2), 1.0, 1.0)
+    rule = GradientDescent(lr=1.0)
+    middle, truth = begin(Midpoint, problem, rule), begin(Discrete, problem, rule)
+    pairs = [(middle.step().w, truth.step().w) for _ in range(12)]
+    assert torch.equal(*pairs[0])
+    for m, w in pairs[1:]:
+        assert float(m[0] / w[0]) == pytest.approx((1 / 0.9 + 2 + 0.9) / 4)
+        assert float(m[1] / w[1]) == pytest.approx((-1 / 0.9 + 2 - 0.9) / 4)
+    other = begin(Midpoint, problem, rule)
+    other.load_state_dict(middle.state_dict())
+    for _ in range(3):
+        assert torch.equal(other.step().w, middle.step().w)
+
+
+def test_the_ablated_flow_lets_the_metric_alone_keep_the_limit():
+    """Without the penalty the way is that of descent with the largest stable step: dw/dt = -(2/S) g."""
+    rule = ScalarRMSProp(lr=0.05, beta2=0.99, eps=0.0)
+    problem = valley(e=0.02, z=0.0, start=(0.0, 3.0))
+    state = rule.init(problem.initial) | {"nu": torch.tensor((0.05 * 3.0 / 2) ** 2, dtype=torch.float64)}
+    flows = [
+        CentralMap(problem, law_of(rule), problem.initial, state, Settings(ablated=ablated))
+        for ablated in (False, True)
+    ]
+    full, ablated = ([flow.step() for _ in range(60)] for flow in flows)
+    S = float(ablated[-1].w[1])
+    assert float(full[-1].w[1]) + 0.02 < S, "nothing holds the sharpness back"
+    step = float(ablated[-1].w[1] - ablated[-2].w[1])
+    assert step == pytest.approx(2 / S * 0.02, rel=2e-2)
+    assert float(ablated[-1].eigenvalues[0]) == pytest.approx(2.0, abs=2e-2)
 
 
 def test_two_valleys_take_the_projection_of_the_slope():
@@ -202,12 +249,16 @@ def test_schedules_move_the_limit():
 
 def test_what_cannot_be_forecast_is_refused():
     problem = digits(torch.float64, samples=50)
-    with pytest.raises(InvalidInput, match="Adam"):
-        central_flow(problem, Adam(), 5)
+    with pytest.raises(InvalidInput, match="without momentum only"):
+        central_flow(problem, Adam(), 5, mode="reference")
+    with pytest.raises(InvalidInput, match="without momentum only"):
+        central_flow(problem, HeavyBall(lr=0.1), 5, processes=("central", "stable"))
+    with pytest.raises(InvalidInput, match="metric alone"):
+        central_flow(problem, GradientDescent(lr=0.1), 5, settings=Settings(ablated=True))
     with pytest.raises(InvalidInput, match="unstable"):
         central_flow(problem, GradientDescent(lr=50.0), 5)
-    with pytest.raises(InvalidInput, match="midpoint"):
-        central_flow(problem, GradientDescent(lr=0.1), 5, processes=("midpoint",))
+    with pytest.raises(InvalidInput, match="midpoints"):
+        central_flow(problem, GradientDescent(lr=0.1), 5, processes=("midpoints",))
     with pytest.raises(InvalidInput, match="mode"):
         central_flow(problem, GradientDescent(lr=0.1), 5, mode="exact")
     relu = digits(torch.float64, samples=100, activation=torch.nn.ReLU)

@@ -31,6 +31,7 @@ class Settings:
         max_critical: Most directions followed.
         eigen_tol: Relative residual of eigenpairs.
         third: Method of the third derivatives.
+        ablated: Leave the penalty out of the motion of the weights; then the metric alone keeps the limit.
     """
 
     tolerance: float = 2e-3
@@ -39,6 +40,7 @@ class Settings:
     max_critical: int = 20
     eigen_tol: float = 1e-4
     third: Choice = "auto"
+    ablated: bool = False
 
 
 class CentralMap(Process):
@@ -119,7 +121,10 @@ class CentralMap(Process):
                 metric,
                 self.law.metric(plain, ahead=1),
                 lambda squares: self.law.slope(plain, squares * self.law.share),
+                self.law.move(self.state, plain, force, self.w)[0],
+                self.law.gain(plain),
                 start=self.start,
+                penalised=not self.settings.ablated,
             )
             self.start = reaction.solution.X
             state = self.law.absorb(self.state, force, reaction.squares)
@@ -127,7 +132,7 @@ class CentralMap(Process):
         known = self.leading
         frame = oscillation(self.time, self.w, value, gradient, metric, self.law, self.block, reaction, known)
         push = force if reaction is None else force + reaction.penalty
-        move = -(push / metric.to(push))
+        move, state = self.law.move(self.state, state, push, self.w)
         if self.block is not None:
             self.block.move(move)
         self.w, self.state, self.time = self.w + move, state, self.time + 1

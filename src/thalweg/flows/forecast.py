@@ -12,16 +12,24 @@ from torch import Tensor
 
 from thalweg.errors import InvalidInput, NonFinite, explain
 from thalweg.flows.central import CentralMap, Settings
-from thalweg.flows.laws import LIMIT, law_of
+from thalweg.flows.laws import LIMIT
+from thalweg.flows.midpoint import Midpoint
 from thalweg.flows.process import Discrete, Frame, Process
 from thalweg.flows.reference import CentralReference, Euler
+from thalweg.flows.registry import law_of
 from thalweg.flows.result import FlowResult
 from thalweg.flows.stable import StableFlow
 from thalweg.problem import Problem
 from thalweg.rules import Rule, State
 from thalweg.runs.meter import Meter, Silent
 
-PROCESSES = ("discrete", "central", "stable")
+PROCESSES = ("discrete", "midpoint", "central", "stable")
+
+MEMORY = (
+    "The rule averages gradients, and self-stabilisation is delayed by its memory: averages are predicted less well "
+    "than without momentum, and the variance is underestimated, the more the longer the memory is."
+)
+"""What a user of a forecast with momentum is told."""
 
 _UNITS = {
     "loss": ("loss", "loss of the {}"),
@@ -55,7 +63,9 @@ def central_flow(
 
     Args:
         problem: Model, loss and data, all of it: the theory is that of full-batch training. The loss must be smooth.
-        rule: `GradientDescent`, `ScalarRMSProp` or `RMSProp`, with any schedule and coupled weight decay.
+        rule: `GradientDescent`, `ScalarRMSProp` or `RMSProp`, with any schedule and weight decay; in the map also
+            `HeavyBall`, `Nesterov`, `Adam` and `AdamW`, by a derivation of our own that is less exact the longer the
+            memory is (see ``notes`` of the result).
         time: Units of time, each one step of the rule.
         w: Starting weights, shape ``(P,)``; default ``problem.initial``.
         state: State of the rule there; default its initial one.
@@ -64,15 +74,15 @@ def central_flow(
             of the differential equation with fresh derivatives, slow; its limit of many substeps is the flow itself,
             which is *not* closer to the rule, whose steps are of length one.
         settings: `Settings` of the map, or `Euler` for the reference.
-        processes: Which run: any of ``discrete``, ``central``, ``stable``. ``central`` always does.
+        processes: Which run: any of ``discrete``, ``midpoint``, ``central``, ``stable``. ``central`` always does.
         meter: Shown each time.
 
     Returns:
         A `FlowResult`. Its ``data`` has, over ``time``: ``loss_PROCESS``, ``squared_gradient_PROCESS``,
         ``predicted_loss``, ``predicted_squared_gradient``, ``critical``, ``effective_eigenvalues`` (of ``P^{-1} H``;
         the limit is 2), ``predicted_variance`` (of ``u_i' P (w_t - w(t))``), ``measured_variance`` (its square now),
-        ``distance_PROCESS`` (from the discrete run), ``travelled`` (of the discrete run), ``effective_step`` (mean of
-        ``1 / P``), ``residual``.
+        ``distance_PROCESS`` (from the discrete run), ``distance_PROCESS_midpoint``, ``travelled`` (of the discrete
+        run), ``effective_step`` (mean of ``1 / P``), ``residual``.
 
     Raises:
         InvalidInput: The rule has no known flow, a process is unknown, or the rule is unstable at the start.
@@ -103,6 +113,14 @@ def central_flow(
             )
         )
     law = law_of(rule)
+    if law.remembers and (mode != "map" or "stable" in processes):
+        raise InvalidInput(
+            explain(
+                f"{rule.name} was asked for in {mode} mode with processes={list(processes)}",
+                "flows in continuous time are derived for rules without momentum only",
+                'Use mode="map", without the stable process',
+            )
+        )
     w = problem.initial if w is None else w.detach().to(problem.device, problem.dtype)
     state = rule.init(w) if state is None else state
     for _ in range(warm_start):
@@ -110,6 +128,16 @@ def central_flow(
     running: dict[str, Process] = {}
     if "discrete" in processes:
         running["discrete"] = Discrete(problem, law, w, state)
+    if "midpoint" in processes:
+        running["midpoint"] = Midpoint(problem, law, w, state)
+    if getattr(settings, "ablated", False) and not law.share:
+        raise InvalidInput(
+            explain(
+                f"{rule.name} without the penalty on curvature was asked for",
+                "it has no averages of squares, so there is no metric alone that could keep the limit",
+                "Ablate scalar RMSProp, RMSProp or Adam",
+            )
+        )
     if mode == "map":
         running["central"] = CentralMap(problem, law, w, state, _settings(settings, Settings))
     elif mode == "reference":
@@ -145,6 +173,7 @@ def central_flow(
         points={name: process.w for name, process in running.items()},
         cost={name: process.ledger.equivalents / time for name, process in running.items()},
         stop=f"All {time} units of time were computed.",
+        notes=(MEMORY,) if law.remembers else (),
     )
 
 
@@ -176,6 +205,11 @@ def _row(frames: dict[str, Frame], start: Tensor) -> dict[str, Any]:
     assert central.metric is not None
     row["effective_step"] = float((1 / central.metric).mean())
     discrete = frames.get("discrete")
+    middle = frames.get("midpoint")
+    if middle is not None:
+        for name in ("central", "stable"):
+            if name in frames:
+                row[f"distance_{name}_midpoint"] = float((middle.w - frames[name].w).norm())
     if discrete is not None:
         row["travelled"] = float((discrete.w - start).norm())
         for name, frame in frames.items():
@@ -216,7 +250,8 @@ def _dataset(rows: list[dict[str, Any]]) -> xr.Dataset:
             if key in names:
                 unit, text = names[key]
             elif key.startswith("distance_"):
-                unit, text = "weight", f"distance of the {key.removeprefix('distance_')} process from the discrete run"
+                name, _, other = key.removeprefix("distance_").partition("_")
+                unit, text = "weight", f"distance of the {name} process from the {other or 'discrete'} one"
             else:
                 base = next(name for name in sorted(_UNITS, key=len, reverse=True) if key.startswith(name))
                 unit, text = _UNITS[base][0], _UNITS[base][1].format(f"{key.removeprefix(base + '_')} process")

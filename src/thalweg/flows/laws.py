@@ -1,9 +1,8 @@
 r"""Update rules as flows see them: a metric, and how averaged squares of gradients move it.
 
-Every rule here has the form: take the gradient into the state, then step by ``-P^{-1} g`` with the *metric*
-``P = preconditioner / learning rate``, so that time is counted in steps and the limit of stability of ``P^{-1} H``
-is 2 whatever the rule. An oscillation with covariance ``Sigma`` adds ``H Sigma H`` to the mean of ``g g'``; rules that
-average squares of gradients see its diagonal, or its trace.
+The *metric* is ``P = preconditioner * threshold / 2``, so that the limit of stability of ``P^{-1} H`` is 2 whatever the
+rule. Rules without memory of gradients step by ``-P^{-1} g``. An oscillation with covariance ``Sigma`` adds
+``H Sigma H`` to the mean of ``g g'``; rules that average squares of gradients see its diagonal, or its trace.
 """
 
 from __future__ import annotations
@@ -14,10 +13,10 @@ import torch
 from torch import Tensor
 
 from thalweg.errors import InvalidInput, explain
-from thalweg.rules import GradientDescent, RMSProp, Rule, ScalarRMSProp, State
+from thalweg.rules import Adam, RMSProp, Rule, ScalarRMSProp, State
 
 LIMIT = 2.0
-"""Largest stable eigenvalue of ``P^{-1} H`` for rules without momentum."""
+"""Largest stable eigenvalue of ``P^{-1} H``, by the choice of the metric."""
 
 
 class Law(ABC):
@@ -45,6 +44,22 @@ class Law(ABC):
     @abstractmethod
     def metric(self, state: State, ahead: int = 0) -> Tensor:
         """``P`` of the update that ``state`` belongs to, or with the learning rate ``ahead`` updates later."""
+
+    remembers: bool = False
+    """Whether the rule averages gradients, so that a push goes on acting after its step."""
+
+    def gain(self, state: State) -> float:
+        """Share of ``P^{-1}`` times a push that the weights move by at once."""
+        return 1.0
+
+    def stiffness(self, state: State, ahead: int = 0) -> float:
+        """Half the stability threshold: the metric for a preconditioner of one."""
+        eta, kappa = learning_rate(self.rule, state, ahead), self.rule.kappa
+        return kappa / 2 / eta - (kappa / 4 * self.rule.decay if self.rule.decoupled else 0.0)
+
+    def move(self, before: State, after: State, push: Tensor, w: Tensor) -> tuple[Tensor, State]:
+        """Return the step that ``push`` gives (gradient and penalty), shape ``(P,)``, and the state with it."""
+        return -(push / self.metric(after).to(push)), after
 
     def squared(self, a: Tensor, b: Tensor) -> Tensor | None:
         """What a term ``a b'`` in the mean of ``g g'`` adds to the averaged squares; None if there are none."""
@@ -78,13 +93,13 @@ class PlainLaw(Law):
 
     def metric(self, state: State, ahead: int = 0) -> Tensor:
         """``1 / eta``."""
-        return torch.tensor(1.0 / _eta(self.rule, state, ahead), dtype=torch.float64)
+        return torch.tensor(self.stiffness(state, ahead), dtype=torch.float64)
 
 
 class SquaresLaw(Law):
     """RMSProp and its scalar form: the metric is ``(sqrt(nu) + eps) / eta``."""
 
-    rule: RMSProp
+    rule: RMSProp | Adam
 
     def absorb(self, state: State, force: Tensor, extra: Tensor | None = None) -> State:
         """Average the squares: ``nu' = b nu + (1 - b) (g^2 + extra)``."""
@@ -98,7 +113,7 @@ class SquaresLaw(Law):
     def metric(self, state: State, ahead: int = 0) -> Tensor:
         """``(sqrt(nu_hat) + eps) / eta``."""
         root = (state["nu"] / self._correction(state)).clamp_min(0.0).sqrt()
-        return (root + self.rule.eps) / _eta(self.rule, state, ahead)
+        return (root + self.rule.eps) * self.stiffness(state, ahead)
 
     def squared(self, a: Tensor, b: Tensor) -> Tensor:
         """``a * b`` per coordinate, or ``a . b`` for the scalar rule."""
@@ -108,7 +123,7 @@ class SquaresLaw(Law):
         """``extra / (2 c sqrt(nu_hat) eta)`` with ``c`` the bias correction."""
         correction = self._correction(state)
         root = (state["nu"] / correction).sqrt().clamp_min(torch.finfo(extra.dtype).tiny)
-        return extra / (2 * correction * _eta(self.rule, state, 0)) / root
+        return extra * (self.stiffness(state) / (2 * correction)) / root
 
     @property
     def share(self) -> float:
@@ -131,41 +146,13 @@ class SquaresLaw(Law):
         }
 
     def _correction(self, state: State) -> float:
-        if not self.rule.bias_correction:
+        if not getattr(self.rule, "bias_correction", True):  # Adam always has it
             return 1.0
         return float(1 - self.rule.beta2 ** max(float(state["step"]), 1.0))
 
 
-def law_of(rule: Rule) -> Law:
-    """Return the law of ``rule``.
-
-    Raises:
-        InvalidInput: No central flow is known for it here: momentum and Adam are not derived, decoupled decay neither.
-
-    Example:
-        >>> law_of(GradientDescent(lr=0.5)).metric({"step": torch.tensor(1)}).item()
-        2.0
-    """
-    if isinstance(rule, GradientDescent):
-        return PlainLaw(rule)
-    if isinstance(rule, RMSProp):
-        if not 0 < rule.beta2 < 1:
-            raise InvalidInput(
-                explain(
-                    f"beta2 is {rule.beta2}", "the flow of an average needs 0 < beta2 < 1", "Use a value such as 0.9"
-                )
-            )
-        return SquaresLaw(rule)
-    raise InvalidInput(
-        explain(
-            f"No central flow is known for {rule.name}",
-            "its unstable mode lives in weights and momentum together, which the published equations do not cover",
-            "Use gradient descent, scalar RMSProp or RMSProp",
-        )
-    )
-
-
-def _eta(rule: Rule, state: State, ahead: int) -> float:
+def learning_rate(rule: Rule, state: State, ahead: int = 0) -> float:
+    """Learning rate of the update that ``state`` belongs to, or of one ``ahead`` of it; interpolated between steps."""
     step = float(state["step"]) - 1 + ahead
     if not callable(rule.lr):
         eta = float(rule.lr)

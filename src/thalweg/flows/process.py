@@ -114,8 +114,7 @@ class Discrete(Process):
     def step(self) -> Frame:
         """Take one step of the rule."""
         value, gradient = self.gradient(self.w)
-        state = self.law.absorb(self.state, self.law.force(gradient, self.w))
         frame = Frame(self.time, self.w, {"loss": value, "squared_gradient": float(gradient @ gradient)})
-        self.w = self.law.rule.step(self.w, state, gradient)
-        self.state, self.time = state, self.time + 1
+        self.w, self.state = self.law.rule.advance(self.w, self.state, gradient)
+        self.time += 1
         return frame

@@ -122,15 +122,16 @@ class CentralReference(Process):
             return None
         rate = self.law.rate(self.state, force)
         ahead = self.law.metric({key: t + dt * rate[key] if key in rate else t for key, t in self.state.items()})
-        moved = Critical(block.U, block.A, torch.zeros_like(block.D)) if self.settings.ablated else block
         return react(
-            moved,
+            block,
             self.law,
             force,
             metric,
             ahead,
             lambda squares: self.law.slope(self.state, squares * (dt * self.law.speed)),
+            -dt * force / metric.to(force),
             dt,
+            penalised=not self.settings.ablated,
         )
 
     def _move(self, force: Tensor, metric: Tensor, reaction: Reaction | None, dt: float) -> None:

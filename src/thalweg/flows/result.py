@@ -35,6 +35,8 @@ class Comparison:
         squared_gradient_error: Mean relative error of the averaged squared gradient.
         distance: End distance from the discrete run over how far that has come.
         stable_distance: The same for the stable flow; NaN without one.
+        midpoint_distance: Of the central flow from the midpoint process; NaN without one.
+        midpoint_loss_error: Mean of ``|loss at the flow - loss at the midpoint| / loss at the midpoint``; NaN without.
         variance_ratio: Measured over predicted squared displacement, averaged over time and summed over directions.
         variance_correlation: Correlation of the smoothed measured and predicted sums; NaN where either is constant.
         largest_eigenvalue: Of ``P^{-1} H`` along the flow after the onset; the limit is 2.
@@ -48,6 +50,8 @@ class Comparison:
     squared_gradient_error: float
     distance: float
     stable_distance: float
+    midpoint_distance: float
+    midpoint_loss_error: float
     variance_ratio: float
     variance_correlation: float
     largest_eigenvalue: float
@@ -71,6 +75,7 @@ class FlowResult:
         points: End weights of each process, by name.
         cost: Gradient-equivalents per unit of time, by process.
         stop: Why the forecast ended.
+        notes: What limits it.
     """
 
     data: xr.Dataset
@@ -78,6 +83,7 @@ class FlowResult:
     points: dict[str, Tensor]
     cost: dict[str, float]
     stop: str
+    notes: tuple[str, ...] = ()
 
     @property
     def processes(self) -> tuple[str, ...]:
@@ -124,7 +130,12 @@ class FlowResult:
         pair = [gaussian_filter1d(v, sigma)[onset:] for v in (measured, variance)]
         varies = len(active) > 2 and all(float(v.std()) > 0 for v in pair)
         travelled = float(self.data["travelled"].values[-1])
-        stable = self.data["distance_stable"].values[-1] / travelled if "distance_stable" in self.data else float("nan")
+
+        def end(name: str) -> float:
+            return float(self.data[name].values[-1]) / travelled if name in self.data else float("nan")
+
+        middle = self.data["loss_midpoint"].values[onset:] if "loss_midpoint" in self.data else None
+        at_flow = self.data["loss_central"].values[onset:]
         return Comparison(
             onset=float(self.data["time"].values[onset]) if len(active) else float("nan"),
             sigma=float(sigma),
@@ -132,8 +143,10 @@ class FlowResult:
             loss_error_max=float(error.max()),
             loss_error_without=float((np.abs(smooth("loss_central") - truth) / truth).mean()),
             squared_gradient_error=float((np.abs(smooth("predicted_squared_gradient") - squares) / squares).mean()),
-            distance=float(self.data["distance_central"].values[-1] / travelled),
-            stable_distance=float(stable),
+            distance=end("distance_central"),
+            stable_distance=end("distance_stable"),
+            midpoint_distance=end("distance_central_midpoint"),
+            midpoint_loss_error=float("nan") if middle is None else float((np.abs(at_flow - middle) / middle).mean()),
             variance_ratio=ratio,
             variance_correlation=float(np.corrcoef(*pair)[0, 1]) if varies else float("nan"),
             largest_eigenvalue=float(np.nanmax(self.data["effective_eigenvalues"].values[onset:])),

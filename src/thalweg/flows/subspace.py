@@ -69,10 +69,12 @@ def react(
     metric: Tensor,
     ahead: Tensor,
     slope: Callable[[Tensor], Tensor | None],
-    dt: float = 1.0,
+    move: Tensor,
+    gain: float = 1.0,
     start: Tensor | None = None,
+    penalised: bool = True,
 ) -> Reaction:
-    r"""Return the oscillation that keeps ``2 P - H >= 0`` on the subspace after a step of length ``dt``.
+    r"""Return the oscillation that keeps ``2 P - H >= 0`` on the subspace after a step.
 
     The slack after the step is linear in ``X``: ``alpha + beta[X]`` with ``alpha`` the slack without oscillation. The
     oscillation lowers ``H`` through the penalty, and raises ``P`` through the averaged squares (arXiv 2410.24206,
@@ -85,16 +87,17 @@ def react(
         metric: ``P`` of this step, shape ``(P,)`` or ``()``.
         ahead: ``P`` after it, as it would be without oscillation.
         slope: What a unit of averaged squares adds to ``ahead``.
-        dt: Length of the step.
+        move: The step as it would be without oscillation, shape ``(P,)``.
+        gain: The penalty moves the weights by this times ``P^{-1}``: the length of the step, times the law's gain.
         start: A former ``X`` to start from.
+        penalised: Whether the oscillation pushes the weights at all; if not, the metric alone keeps the limit.
 
     Raises:
         NotConverged: The complementarity problem was not solved.
         Unbounded: No oscillation holds the curvature at the limit.
     """
-    move = -dt * _divide(force, metric)
     alpha = LIMIT * block.in_metric(ahead) - block.A - smat((block.D @ move).to("cpu", torch.float64))
-    beta = 0.5 * dt * (_divide(block.D, metric) @ block.D.T).to("cpu", torch.float64)
+    beta = 0.5 * gain * penalised * (_divide(block.D, metric) @ block.D.T).to("cpu", torch.float64)
     images = LIMIT * _columns(block.U, metric)  # H U on the support of Sigma, where H u = 2 P u
     columns = []
     for i, j in pairs(block.count):
@@ -107,7 +110,7 @@ def react(
             beta[:, c] += svec(LIMIT * _sandwich(block.U, raised))
     solution = solve(alpha, (beta + beta.T) / 2, start=start)
     packed = svec(solution.X)
-    penalty = 0.5 * (block.D.T @ packed.to(block.D))
+    penalty = 0.5 * penalised * (block.D.T @ packed.to(block.D))
     squares = law.squared(torch.zeros_like(force), force)
     for column, weight in zip(columns, packed.tolist()):
         if column is not None and squares is not None:
