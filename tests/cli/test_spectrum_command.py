@@ -10,12 +10,14 @@ import torch
 from safetensors.torch import save_file
 
 from thalweg import hessian, open_run
-from thalweg.cli import survey as survey_module
+from thalweg.cli import estimates
 from thalweg.cli.checkpoint import fit, read_weights
 from thalweg.cli.config import build_problem, from_dict
 from thalweg.cli.main import main
-from thalweg.cli.spectrum import parse
-from thalweg.cli.survey import LAYERS, groups
+from thalweg.cli.spectrum_options import parse
+from thalweg.cli.stages import Stopped
+from thalweg.cli.subject import subject
+from thalweg.cli.subject_config import settings_of
 from thalweg.errors import InvalidInput
 from thalweg.runs.analyses import read_analysis
 
@@ -77,7 +79,9 @@ def test_everything_agrees_with_the_dense_hessian(folder):
         block = problem.layout.indices(lambda n, name=name: n.startswith(f"{name}."))
         part = matrix[block][:, block]
         assert float(got.layer_eigenvalue[i]) == pytest.approx(float(torch.linalg.eigvalsh(part)[-1]), abs=1e-4)
-        assert abs(float(got.layer_trace[i] - part.trace())) < 5 * float(got.layer_trace_standard_error[i]) + 1e-9
+        assert (
+            abs(float(got.layer_trace[i]) - float(part.trace())) < 5 * float(got.layer_trace_standard_error[i]) + 1e-9
+        )
     assert float(got.loss) == pytest.approx(float(problem.value(w)))
     assert got.attrs["complete"] == "yes"
     assert got.attrs["layers_cover"] == "yes"
@@ -180,9 +184,8 @@ def test_weights_are_found_under_what_training_scripts_wrap_them_in(folder):
         {"model": {f"module._orig_mod.{name}": t for name, t in tensors.items()}},
     ):
         torch.save(wrapped, "w.pt")
-        problem = build_problem(from_dict(open_run(folder / "gd").manifest.config, "here"))
-        fit(problem.model, read_weights(Path("w.pt")), "it")
-        assert torch.equal(problem.initial, problem.layout.flatten(tensors))
+        found = subject(None, Path("w.pt"), settings_of(open_run(folder / "gd")), None, None)
+        assert torch.equal(found.w, found.problem.layout.flatten(tensors)), "all digits of them"
 
 
 def test_a_state_dict_that_does_not_fit_names_its_tensors(folder, capsys):
@@ -325,13 +328,13 @@ def test_a_model_without_second_derivative(tmp_path, capsys):
 
 
 def test_ctrl_c_keeps_the_stages_before(folder, monkeypatch, capsys):
-    real = survey_module.Survey._trace
+    real = estimates.trace
 
-    def pressed(self):
+    def pressed(bench):
         os.kill(os.getpid(), signal.SIGINT)
-        return real(self)
+        return real(bench)
 
-    monkeypatch.setattr(survey_module.Survey, "_trace", pressed)
+    monkeypatch.setattr(estimates, "trace", pressed)
     assert main(["spectrum", str(folder / "gd"), "--out", "half.nc"]) == 130
     captured = capsys.readouterr()
     assert "Stopped before trace" in captured.out
@@ -345,10 +348,10 @@ def test_a_complete_result_is_not_replaced_by_half_of_one(folder, monkeypatch, c
     assert main(["spectrum", str(folder / "gd"), *QUICK, "--k", "1", "--out", "x.nc"]) == 0
     before = Path("x.nc").read_bytes()
 
-    def stopped(self):
-        raise survey_module.Stopped
+    def stopped(bench):
+        raise Stopped
 
-    monkeypatch.setattr(survey_module.Survey, "_trace", stopped)
+    monkeypatch.setattr(estimates, "trace", stopped)
     assert main(["spectrum", str(folder / "gd"), "--out", "x.nc"]) == 130
     assert Path("x.nc").read_bytes() == before
     assert "not written, as x.nc is complete" in capsys.readouterr().out
@@ -372,15 +375,6 @@ def test_a_budget_bounds_all_products(folder):
 def test_numbers_out_of_range(folder, capsys, options, words):
     assert main(["spectrum", str(folder / "gd"), *options]) == 2
     assert words in capsys.readouterr().err
-
-
-def test_layers_are_modules_and_not_too_many():
-    assert groups(["0.weight", "0.bias", "scale"]) == {"0": ["0.weight", "0.bias"], "scale": ["scale"]}
-    deep = [f"h.{i}.{part}.weight" for i in range(30) for part in ("attn", "mlp")]
-    coarse = groups(deep)
-    assert list(coarse)[:2] == ["h.0", "h.1"]
-    assert len(coarse) == 30 <= LAYERS
-    assert coarse["h.0"] == ["h.0.attn.weight", "h.0.mlp.weight"]
 
 
 def test_several_steps_in_one_file(folder):

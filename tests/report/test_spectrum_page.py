@@ -13,9 +13,10 @@ from spectra_to_draw import bulk_and_outliers, spectrum
 
 from thalweg.errors import RunFolderError
 from thalweg.report import render
+from thalweg.report.spectrum_facts import shares
 from thalweg.report.spectrum_figures import FLOOR, density_figure, layer_figure
 from thalweg.report.spectrum_page import newest_analysis, render_spectrum, write_spectrum_page
-from thalweg.report.spectrum_words import caveats, headline, layer_finding, shares, tiles, verdicts
+from thalweg.report.spectrum_words import caveats, headline, layer_finding, tiles, verdicts
 from thalweg.runs.analyses import write_analysis
 
 

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from thalweg.cli.console import talk
 from thalweg.errors import InvalidInput, NotDeterministic, explain
 from thalweg.operators.diagnosis import Diagnosis
 from thalweg.operators.verify import doctor
@@ -78,7 +79,7 @@ class Doctor:
     def run(self) -> int:
         """Examine, print the table, and return the exit code: 1 where something failed."""
         diagnosis = doctor(self.problem(), seed=self.seed)
-        show(diagnosis, Console())
+        show(diagnosis, talk())
         return 0 if diagnosis.healthy else 1
 
     def _built_in(self) -> Problem:

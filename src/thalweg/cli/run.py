@@ -24,7 +24,7 @@ from thalweg.cli.config import (
     threads,
     to_dict,
 )
-from thalweg.cli.console import say, warnings_as_notes
+from thalweg.cli.console import say, talk, warnings_as_notes
 from thalweg.cli.interrupt import CtrlC
 from thalweg.cli.meter import duration, make_meter
 from thalweg.cli.summary import headlines
@@ -139,7 +139,7 @@ def _settings_of(source: str) -> RunConfig:
 def main(arguments: Sequence[str]) -> int:
     """Train as the options say; return the exit code."""
     told = parse(arguments)
-    console = Console()
+    console = talk()
     with warnings_as_notes():
         return _run(told, console)
 

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from thalweg.cli.checkpoint import fit, read_weights
-from thalweg.cli.config import EDGE_MODEL, RunConfig, build_problem, from_dict
+from thalweg.cli.config import build_problem, from_dict
 from thalweg.cli.doctor import load_problem
-from thalweg.cli.rule import RuleConfig, build_rule, resolve_rule
+from thalweg.cli.rule import build_rule, resolve_rule
+from thalweg.cli.subject_config import SubjectConfig, as_run, settings_of
 from thalweg.errors import InvalidInput, RunFolderError, explain
-from thalweg.problem.data import DataConfig
-from thalweg.problem.data.load import LossName
-from thalweg.problem.zoo import ModelConfig
 from thalweg.runs import Run, open_run
 from thalweg.runs.minibatches import MiniBatches
 from thalweg.runs.state import Position, load_position
@@ -25,37 +23,6 @@ from thalweg.runs.state import Position, load_position
 if TYPE_CHECKING:
     from thalweg.problem import Problem
     from thalweg.rules import Rule, State
-
-MAY_DIFFER = ("dtype", "device", "threads", "chunk")
-"""How to compute. Any other setting of a run says what its loss is, and is not open to change."""
-
-
-@dataclass(frozen=True)
-class SubjectConfig:
-    """The problem that a checkpoint belongs to. A run knows its own.
-
-    Attributes:
-        loss: mse (half the squared error to one-hot classes, summed over classes), mse_mean (its mean over
-            classes), or cross_entropy.
-        dtype: float32, or float64 for more digits. Default: as the run, or the model of --model-file, else float32.
-        device: Where to compute, as torch names it.
-        threads: Threads of the processor; default as in thalweg run.
-        seed: Root of all random numbers.
-        chunk: Samples evaluated at a time: bounds memory, changes no result. Default all at once.
-        data: Data that the loss is averaged over.
-        model: Model that the checkpoint is of.
-        rule: Update rule, for the distance to its edge of stability; for a state dict only with --rule.lr.
-    """
-
-    loss: LossName = "mse"
-    dtype: Literal["float32", "float64"] | None = None
-    device: str = "cpu"
-    threads: int | None = None
-    seed: int = 0
-    chunk: int | None = None
-    data: DataConfig = field(default_factory=DataConfig)
-    model: ModelConfig = field(default_factory=lambda: EDGE_MODEL)
-    rule: RuleConfig = field(default_factory=RuleConfig)
 
 
 @dataclass(frozen=True)
@@ -108,20 +75,6 @@ def locate(path: Path) -> tuple[Run | None, Path | None]:
     return None, path
 
 
-def settings_of(run: Run) -> SubjectConfig | None:
-    """Return the settings that the run was made with; None where it was recorded from Python."""
-    if not run.manifest.config:
-        return None
-    config = from_dict(run.manifest.config, str(run.folder.manifest))
-    return SubjectConfig(**{f.name: getattr(config, f.name) for f in dataclasses.fields(SubjectConfig)})
-
-
-def as_run(settings: SubjectConfig) -> RunConfig:
-    """Return ``settings`` as the configuration of a run, which is what builds problems."""
-    values = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)}
-    return RunConfig(**(values | {"dtype": settings.dtype or "float32"}))
-
-
 def subject(
     run: Run | None, file: Path | None, settings: SubjectConfig, step: int | None, model_file: str | None
 ) -> Subject:
@@ -138,12 +91,16 @@ def subject(
         InvalidInput: The step has no weights, or they do not fit the model.
         RunFolderError: A file of the run is damaged.
     """
+    own = settings_of(run) if run is not None else None
+    if own is not None:  # the seed is now that of the measurement
+        settings = dataclasses.replace(settings, seed=own.seed)
     problem = load_problem(model_file) if model_file is not None else build_problem(as_run(settings))
     if model_file is not None and settings.dtype is not None:
         problem = problem.in_dtype({"float32": torch.float32, "float64": torch.float64}[settings.dtype])
     if run is not None:
         return _of_run(run, file, settings, step, problem)
     assert file is not None  # locate() gave one of the two
+    problem.model.to(problem.dtype)  # or weights of higher precision would be rounded
     fit(problem.model, read_weights(file, step), str(file))
     rule = build_rule(resolve_rule(settings.rule, 1), 1) if settings.rule.lr is not None else None
     state = rule.init(problem.initial) if rule is not None else None

@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from thalweg.errors import ThalwegError
-from thalweg.report import spectrum_figures, spectrum_words
+from thalweg.report import spectrum_facts, spectrum_figures, spectrum_words
 from thalweg.report.numbers import number, seconds, share_error, with_error
 from thalweg.report.shell import caveat_list, document, figure_section, tiles, verdict_list
 
@@ -127,7 +127,7 @@ def render_spectrum(data: xr.Dataset) -> str:
 def spectrum_sections(data: xr.Dataset) -> list[str]:
     """Return the sections that a run's page shows of a spectrum."""
     told = [*spectrum_words.headline(data), *spectrum_words.caveats(data)]
-    first, *rest = [section for section in _sections(data, f" at {spectrum_words.place(data)}", told) if section] or [
+    first, *rest = [section for section in _sections(data, f" at {spectrum_facts.place(data)}", told) if section] or [
         ""
     ]
     return [first, *rest]
@@ -162,7 +162,7 @@ def _subtitle(data: xr.Dataset) -> str:
     step = facts.get("step")
     size, samples = float(facts.get("dimension", 0)), float(facts.get("samples", 0))
     words = [
-        spectrum_words.operator_name(data),
+        spectrum_facts.operator_name(data),
         f"step {int(step):,}" if step is not None else "",
         str(facts.get("model", "")),
         f"{size:,.0f} parameters",
@@ -175,7 +175,7 @@ def _subtitle(data: xr.Dataset) -> str:
 def _layer_table(data: xr.Dataset) -> str:
     if "layer_trace" not in data:
         return ""
-    found = spectrum_words.shares(data)
+    found = spectrum_facts.shares(data)
     rows = []
     for i, name in enumerate(data["layer"].to_numpy()):
         trace, error = (float(data[key][i]) for key in ("layer_trace", "layer_trace_standard_error"))
@@ -198,7 +198,8 @@ def _eigenvalue_table(data: xr.Dataset) -> str:
         data["eigenvalues"].to_numpy(), data["eigen_residuals"].to_numpy(), data["eigen_end"].to_numpy()
     ):
         row = ["largest" if end > 0 else "smallest", number(float(value)), number(float(residual))]
-        rows.append((*row, f"{value / limit:.4f}") if limit else tuple(row))
+        part = f"{value / limit:.4f}" if limit and end > 0 else ""
+        rows.append((*row, part) if limit else tuple(row))
     head = ("end", "eigenvalue", "residual", *(("of the threshold",) if limit else ()))
     return (
         '<section aria-labelledby="eigenvalues"><h2 id="eigenvalues">Eigenvalues</h2>'

@@ -3,38 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import numpy as np
 import xarray as xr
 
 from thalweg.report.numbers import count, fixed, number, seconds, share, share_error, with_error
+from thalweg.report.spectrum_facts import SURE, converged, edge_ratio, end_of, operator_name, place, shares, traces
 from thalweg.report.spectrum_figures import threshold_shown
 
-SURE = 2.0
-"""Standard errors that a statement about an order must keep."""
 APART = 4.0
 """Combined standard errors beyond which two estimates of one number contradict each other."""
+STAGES = ("eigenvalues", "edge", "trace", "density", "layers")
 SMALL = 0.01
 """Share of the largest eigenvalue below which another counts as small."""
-
-OPERATORS = {
-    "hessian": "Hessian",
-    "gauss-newton": "Gauss-Newton matrix",
-    "fisher": "empirical Fisher matrix",
-}
-
-
-def operator_name(data: xr.Dataset) -> str:
-    """Return what the eigenvalues are of, in words."""
-    name = OPERATORS.get(str(data.attrs.get("operator")), "operator")
-    return f"preconditioned {name}" if data.attrs.get("preconditioned") == "yes" else name
-
-
-def place(data: xr.Dataset) -> str:
-    """Return where the spectrum was measured, in words."""
-    step = data.attrs.get("step")
-    return "these weights" if step is None else f"step {int(step):,}"
 
 
 def headline(data: xr.Dataset) -> list[str]:
@@ -51,14 +32,14 @@ def caveats(data: xr.Dataset) -> list[str]:
     notes = [line for line in str(data.attrs.get("notes", "")).splitlines() if line]
     if missing := str(data.attrs.get("missing", "")):
         notes.append(f"The measurement stopped early; missing: {missing}.")
-    for name, words in (
-        ("eigenvalues", "eigenvalues"),
-        ("trace", "trace"),
-        ("density", "density"),
-        ("layers", "layers"),
-    ):
-        if data.attrs.get(f"{name}_converged") == "no":
-            notes.append(f"The {words} did not reach the accuracy asked for. {data.attrs.get(f'{name}_stop', '')}")
+    for name in STAGES:
+        if converged(data, name):
+            continue
+        why, words = data.attrs.get(f"{name}_stop", ""), "sharpness" if name == "edge" else name
+        if data.attrs.get(f"{name}_left_out") == "yes":
+            notes.append(f"The {words} {'were' if words.endswith('rs') else 'was'} left out. {why}")
+        else:
+            notes.append(f"The {words} did not reach the accuracy asked for. {why}")
     estimates = list(traces(data))
     for position, (name, value, error) in enumerate(estimates):
         for other, theirs, their_error in estimates[position + 1 :]:
@@ -68,10 +49,15 @@ def caveats(data: xr.Dataset) -> list[str]:
                     f"{name} gives a trace of {with_error(value, error)} and {other[0].lower()}{other[1:]} one of "
                     f"{with_error(theirs, their_error)}: these contradict each other: an error is too small."
                 )
-    if data.attrs.get("rule") and "stability_threshold" in data and "edge_sharpness" not in data:
+    if data.attrs.get("rule") and "stability_threshold" in data and edge_ratio(data) is None:
         notes.append(
             f"The stability threshold of {data.attrs['rule']} is for another curvature than this one: "
             "the two do not compare."
+        )
+    if "layer_trace" in data and not data["layer_eigenvalue"].any() and not data["layer_trace"].any():
+        notes.append(
+            "No layer has curvature of its own: the loss is linear between kinks in the weights of each, as with "
+            "L1Loss and ReLU. What the kinks do to it no second derivative shows."
         )
     return notes
 
@@ -81,11 +67,11 @@ def verdicts(data: xr.Dataset) -> list[tuple[str, str]]:
     words = [(operator_name(data), "plain"), ("complete", "good")]
     if data.attrs.get("missing"):
         words[1] = ("stopped early", "warn")
-    elif any(data.attrs.get(f"{name}_converged") == "no" for name in ("eigenvalues", "trace", "density", "layers")):
+    elif any(data.attrs.get(f"{name}_left_out") == "yes" for name in STAGES):
+        words[1] = ("parts left out", "warn")
+    elif not all(converged(data, name) for name in STAGES):
         words[1] = ("not all converged", "warn")
-    if (edge := _ratio(data)) is not None:
-        ratio, error = edge
-        side = "at" if abs(ratio - 1) <= error else "above" if ratio > 1 else "below"
+    if (side := _side(data)) is not None:
         words.append((f"{side} the stability threshold", "accent" if side != "below" else "plain"))
     return words
 
@@ -93,14 +79,15 @@ def verdicts(data: xr.Dataset) -> list[tuple[str, str]]:
 def tiles(data: xr.Dataset) -> list[tuple[str, str, str]]:
     """Return the key numbers as ``(label, value, remark)``."""
     rows = []
-    largest, smallest = _end(data, 1), _end(data, -1)
+    largest, smallest = end_of(data, 1), end_of(data, -1)
+    bounds = ("", "") if converged(data, "eigenvalues") else ("≥ ", "≤ ")
     if largest is not None:
-        rows.append(("Largest eigenvalue", number(largest[0]), f"residual {number(largest[1])}"))
-    if (edge := _ratio(data)) is not None:
+        rows.append(("Largest eigenvalue", f"{bounds[0]}{number(largest[0])}", f"residual {number(largest[1])}"))
+    if (edge := edge_ratio(data)) is not None:
         threshold = number(float(data["stability_threshold"]))
-        rows.append(("Of the threshold", share(edge[0]), f"which is {threshold}"))
+        rows.append(("Of the threshold", f"{'' if edge[2] else '≥ '}{share(edge[0])}", f"which is {threshold}"))
     if smallest is not None:
-        rows.append(("Smallest eigenvalue", number(smallest[0]), f"residual {number(smallest[1])}"))
+        rows.append(("Smallest eigenvalue", f"{bounds[1]}{number(smallest[0])}", f"residual {number(smallest[1])}"))
     for name, value, error in list(traces(data))[:1]:
         rows.append(
             (
@@ -135,7 +122,7 @@ def density_finding(data: xr.Dataset) -> str:
 def layer_finding(data: xr.Dataset) -> str:
     """Say where the curvature is."""
     sentences = _layer_shares(data)
-    whole = _end(data, 1)
+    whole = end_of(data, 1)
     if "layer_eigenvalue" in data and whole is not None and whole[0] > 0:
         tops = data["layer_eigenvalue"].to_numpy()
         best = int(np.argmax(tops))
@@ -167,47 +154,6 @@ def memory(size: float) -> str:
     return f"{size / 2**20:,.0f} MiB" if size < 2**30 else f"{size / 2**30:,.1f} GiB"
 
 
-def shares(data: xr.Dataset) -> tuple[np.ndarray, np.ndarray] | None:
-    r"""Return each layer's part of the sum of all their traces, ``s_l = t_l / T``, with its standard error.
-
-    By linear propagation of independent errors, ``var s_l = ((1 - s_l)^2 e_l^2 + s_l^2 \sum_{j \ne l} e_j^2) / T^2``.
-    None where the sum is not clearly positive, or a part is clearly negative: shares then mean nothing.
-    """
-    if "layer_trace" not in data:
-        return None
-    value = data["layer_trace"].to_numpy().astype(np.float64)
-    error = data["layer_trace_standard_error"].to_numpy().astype(np.float64)
-    total, scale = value.sum(), math.sqrt(float((error**2).sum()))
-    if not np.isfinite([value, error]).all() or total <= 3 * scale or (value < -SURE * error).any():
-        return None
-    part = value / total
-    rest = (error**2).sum() - error**2
-    return part, np.sqrt((1 - part) ** 2 * error**2 + part**2 * rest) / total
-
-
-def traces(data: xr.Dataset) -> Iterator[tuple[str, float, float]]:
-    """Yield every estimate of the trace as ``(source, value, standard error)``, the direct one first."""
-    if "trace" in data:
-        name = str(data.attrs.get("trace_method", "a direct estimate"))
-        yield name, float(data["trace"]), float(data["trace_standard_error"])
-    if "density_trace" in data:
-        yield "The density", float(data["density_trace"]), float(data["density_trace_standard_error"])
-    if "layer_trace" in data and data.attrs.get("layers_cover") == "yes":
-        error = math.sqrt(float((data["layer_trace_standard_error"] ** 2).sum()))
-        yield "The sum over layers", float(data["layer_trace"].sum()), error
-
-
-def _end(data: xr.Dataset, end: int) -> tuple[float, float] | None:
-    """Value and residual of the outermost eigenvalue at one end."""
-    if "eigenvalues" not in data:
-        return None
-    chosen = np.flatnonzero(data["eigen_end"].to_numpy() == end)
-    if not len(chosen):
-        return None
-    at = chosen[0] if end > 0 else chosen[-1]
-    return float(data["eigenvalues"][at]), float(data["eigen_residuals"][at])
-
-
 def _layer(data: xr.Dataset, position: int) -> str:
     """A layer's name as it can stand in a sentence."""
     return f"layer {data['layer'].to_numpy()[position]}"
@@ -218,46 +164,45 @@ def _worst(data: xr.Dataset) -> str:
 
 
 def _ends(data: xr.Dataset) -> list[str]:
-    largest, smallest = _end(data, 1), _end(data, -1)
-    name, where = operator_name(data), place(data)
-    words = []
-    if largest is not None:
-        words.append(f"At {where} the largest eigenvalue of the {name} is {number(largest[0])}")
-    if smallest is not None:
-        text = (
-            f"the smallest is {number(smallest[0])}"
-            if words
-            else (f"At {where} the smallest eigenvalue of the {name} is {number(smallest[0])}")
-        )
-        if smallest[0] < -smallest[1]:
-            text += ", so that the loss curves downwards along some directions" if name == "Hessian" else ""
+    """Name the outermost eigenvalues. A Ritz value that has not converged still bounds the one beyond it."""
+    largest, smallest = end_of(data, 1), end_of(data, -1)
+    done, name = converged(data, "eigenvalues"), operator_name(data)
+    words: list[str] = []
+    for found, which, bound in ((largest, "largest", "at least"), (smallest, "smallest", "at most")):
+        if found is None:
+            continue
+        of = f"the {which}" if words else f"At {place(data)} the {which} eigenvalue of the {name}"
+        text = f"{of} is {'' if done else f'{bound} '}{number(found[0])}"
+        if which == "smallest" and found[0] < (-found[1] if done else 0) and name == "Hessian":
+            text += ", so that the loss curves downwards along some directions"
         words.append(text)
     return [" and ".join(words) + "."] if words else []
 
 
-def _ratio(data: xr.Dataset) -> tuple[float, float] | None:
-    """Sharpness over the stability threshold, and its residual in the same unit."""
-    if "edge_sharpness" not in data or "stability_threshold" not in data:
+def _side(data: xr.Dataset) -> str | None:
+    """Return on which side of the threshold the sharpness is; None where that is not known."""
+    edge = edge_ratio(data)
+    if edge is None:
         return None
-    limit = float(data["stability_threshold"])
-    if not limit > 0:
-        return None
-    return float(data["edge_sharpness"]) / limit, float(data["edge_residual"]) / limit
+    ratio, error, done = edge
+    if not done:  # what was found is a lower bound
+        return "above" if ratio > 1 else None
+    return "at" if abs(ratio - 1) <= error else "above" if ratio > 1 else "below"
 
 
 def _edge(data: xr.Dataset) -> list[str]:
-    edge = _ratio(data)
+    edge, side = edge_ratio(data), _side(data)
     if edge is None:
         return []
-    ratio, error = edge
-    limit = number(float(data["stability_threshold"]))
-    name = "the stability threshold 2/⁠η" if data.attrs.get("rule") == "GradientDescent" else "the stability threshold"
-    rule = "" if data.attrs.get("rule") == "GradientDescent" else f" of {data.attrs.get('rule')}"
-    sharpness = number(float(data["edge_sharpness"]))
-    if abs(ratio - 1) <= error:
-        return [f"The sharpness, {sharpness}, equals {name}{rule} = {limit} within its residual."]
-    far = share(ratio) if ratio < 2 else f"{fixed(ratio)} times"
-    return [f"The sharpness, {sharpness}, is {far} of {name}{rule} = {limit}: {'below' if ratio < 1 else 'above'} it."]
+    limit = float(data["stability_threshold"])
+    plain = data.attrs.get("rule") == "GradientDescent"
+    name = f"the stability threshold {'2/⁠η' if plain else 'of ' + str(data.attrs.get('rule'))} = {number(limit)}"
+    sharpness = number(edge[0] * limit)
+    if side == "at":
+        return [f"The sharpness, {sharpness}, equals {name} within its residual."]
+    least = "" if edge[2] else "at least "
+    far = share(edge[0]) if edge[0] < 2 else f"{fixed(edge[0])} times"
+    return [f"The sharpness, {least}{sharpness}, is {least}{far} of {name}{f': {side} it' if side else ''}."]
 
 
 def _trace(data: xr.Dataset) -> list[str]:
@@ -266,7 +211,7 @@ def _trace(data: xr.Dataset) -> list[str]:
         return []
     _, value, error = known[0]
     text = f"The trace is {with_error(value, error)}"
-    if "eigenvalues" not in data or value <= 3 * error:
+    if "eigenvalues" not in data or value <= 3 * error or not converged(data, "eigenvalues"):
         return [f"{text}."]
     top = data["eigenvalues"].to_numpy()[data["eigen_end"].to_numpy() == 1]
     top = top[top > 0]
@@ -283,8 +228,8 @@ def _trace(data: xr.Dataset) -> list[str]:
 
 def _bulk(data: xr.Dataset) -> list[str]:
     """Say how many eigenvalues are small, from the quadrature of each probe, where the probes agree on it."""
-    largest = _end(data, 1)
-    if "density_nodes" not in data or largest is None or largest[0] <= 0:
+    largest = end_of(data, 1)
+    if "density_nodes" not in data or largest is None or largest[0] <= 0 or not converged(data, "eigenvalues"):
         return []
     small = np.abs(data["density_nodes"].to_numpy()) < SMALL * largest[0]
     part = (data["density_weights"].to_numpy() * small).sum(axis=1)

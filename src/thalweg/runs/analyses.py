@@ -8,6 +8,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 import xarray as xr
 
 from thalweg.errors import InvalidInput, RunFolderError, SchemaError, explain
@@ -18,6 +20,43 @@ SCHEMA = 1
 """Version of these files. Raise it when a variable changes its meaning."""
 
 _STEP = re.compile(r"-(\d+)\.nc")
+
+
+def variable(dims: str | tuple[str, ...], values: Any, units: str, words: str) -> xr.Variable:
+    """Return a variable as the files hold it: on the CPU, with its unit and its name in words.
+
+    Args:
+        dims: Its dimensions; ``()`` for a number.
+        values: A tensor, an array or numbers. Tensors become float64, as do whole numbers of 64 bits: the file format
+            has 32 bits at most, and float64 is exact up to 2^53.
+        units: For example ``"loss / weight^2"``; ``"1"`` where there is none.
+        words: What it is.
+
+    Example:
+        >>> variable("eigenvalue", torch.tensor([2.0, 1.0]), "loss / weight^2", "eigenvalue").attrs["units"]
+        'loss / weight^2'
+    """
+    if isinstance(values, torch.Tensor):
+        values = values.detach().to("cpu", torch.float64).numpy()
+    values = np.asarray(values)
+    if values.dtype == np.int64:
+        values = values.astype(np.float64)
+    return xr.Variable(dims, values, {"units": units, "long_name": words})
+
+
+def scalar(value: float, units: str, words: str) -> xr.Variable:
+    """Return a single number as a variable."""
+    return variable((), float(value), units, words)
+
+
+def attributes(facts: Mapping[str, object]) -> dict[str, Any]:
+    """Return ``facts`` as the files hold them: text and numbers; truth values are yes and no, None is left out.
+
+    Example:
+        >>> attributes({"complete": True, "step": None, "k": 4})
+        {'complete': 'yes', 'k': 4}
+    """
+    return {key: _attribute(value) for key, value in facts.items() if value is not None}
 
 
 def write_analysis(path: Path, data: xr.Dataset, kind: str, facts: Mapping[str, object] | None = None) -> Path:
@@ -54,9 +93,8 @@ def write_analysis(path: Path, data: xr.Dataset, kind: str, facts: Mapping[str, 
                 )
             )
     general = {"kind": kind, "schema": SCHEMA, "thalweg": version("thalweg"), "created": now()}
-    attributes = {key: _attribute(value) for key, value in {**data.attrs, **(facts or {}), **general}.items()}
     whole = data.copy()
-    whole.attrs = {key: value for key, value in attributes.items() if value is not None}
+    whole.attrs = attributes({**data.attrs, **(facts or {}), **general})
     with storing(path.parent):
         path.parent.mkdir(exist_ok=True)
     with replacing(path) as temporary:
@@ -109,10 +147,9 @@ def analyses(run: Path, kind: str) -> list[tuple[int, Path]]:
 
 
 def _attribute(value: object) -> Any:
-    """What netCDF can hold: text and numbers."""
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return value if value is None or isinstance(value, (int, float, str)) else str(value)
+    return value if isinstance(value, (int, float, str)) else str(value)
 
 
 def _damaged(path: Path, reason: str) -> RunFolderError:
