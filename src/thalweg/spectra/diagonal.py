@@ -74,6 +74,7 @@ def diagonal(
 class _OfDiagonal:
     scale: Literal["linear", "square"] = "linear"
     exact = False
+    deflates = True
 
     def __init__(self, operator: Operator) -> None:
         self.operator = operator
@@ -103,6 +104,7 @@ class _Plain(_OfDiagonal):
     """Running mean and variance of ``w * A w``; memory does not grow with probes."""
 
     method = "plain diagonal"
+    deflates = False
 
     def __init__(self, operator: Operator, seed: int) -> None:
         super().__init__(operator)

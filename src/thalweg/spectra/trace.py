@@ -87,6 +87,7 @@ class _OfTrace:
 
     scale: Literal["linear", "square"] = "linear"
     exact = False
+    deflates = True
 
     def __init__(self, operator: Operator) -> None:
         self.operator = operator
@@ -114,6 +115,7 @@ class Hutchinson(_OfTrace):
     """Mean of ``w'Aw`` over probes uniform on the sphere of radius ``sqrt(P)``."""
 
     method = "Hutchinson"
+    deflates = False
 
     def __init__(self, operator: Operator, seed: int) -> None:
         super().__init__(operator)
