@@ -1,5 +1,7 @@
+import os
 import subprocess
 import sys
+from contextlib import contextmanager, redirect_stdout
 
 import pytest
 
@@ -24,7 +26,7 @@ def test_an_unknown_command_suggests_one(capsys):
     assert command.main(["rnu"]) == 2
     assert "no command 'rnu'. Perhaps run was meant" in capsys.readouterr().err
     assert command.main(["zzz"]) == 2
-    assert "Choose among: run, spectrum, report, doctor" in capsys.readouterr().err
+    assert f"Choose among: {', '.join(command.COMMANDS)}." in capsys.readouterr().err
 
 
 def test_help_and_version_import_no_heavy_package():
@@ -89,3 +91,28 @@ def test_a_reader_that_has_enough_ends_it_quietly():
     child.stderr.close()
     assert child.wait(timeout=60) == 141
     assert error == ""
+
+
+@contextmanager
+def nobody_reads():
+    """Standard output whose reader has gone, as after ``| head``; written a line at a time."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w", buffering=1) as stream, redirect_stdout(stream):
+        yield
+
+
+@pytest.mark.parametrize("words", [[], *([name] for name in command.COMMANDS)], ids=str)
+def test_help_that_nobody_reads_ends_quietly(capsys, words):
+    with nobody_reads():
+        code = command.main([*words, "--help"])
+    assert code == 141
+    assert capsys.readouterr().err == ""
+
+
+def test_a_run_that_nobody_reads_ends_quietly(capsys, tmp_path):
+    options = ["--data.samples", "20", "--model.width", "4", "--model.depth", "2", "--steps", "2"]
+    with nobody_reads():
+        code = command.main(["run", *options, "--out", str(tmp_path / "run")])
+    assert code == 141
+    assert capsys.readouterr().err == ""
