@@ -26,6 +26,12 @@ class TestGrowth:
     def test_one_probe_bounds(self):
         assert Growth([made(1, ("a", 100))]).bytes("record", 3) == 300
 
+    def test_below_the_largest_probe_the_neighbours_count(self):
+        """A buffer grows until it is full; then it does not."""
+        growth = Growth([made(b, ("a", min(10 * b, 35)), kept=min(b, 3)) for b in (1, 2, 4, 8)])
+        assert [growth.bytes("record", b) for b in (1, 2, 3, 4, 8, 100)] == [10, 20, 28, 35, 35, 35]
+        assert [growth.kept(b) for b in (1, 2, 4, 8)] == [1, 2, 3, 3]
+
     def test_a_longer_loop_is_one_stretch(self):
         short = made(1, ("in", 5), ("mm", 50), ("out", 10))
         long = made(2, ("in", 6), ("mm", 51), ("mm", 52), ("mm", 51), ("out", 20))

@@ -91,9 +91,8 @@ class Plan:
         if self.misfit is None:
             lines.append("  Too few samples for a third probe to confirm that bytes grow as assumed.")
         elif abs(self.misfit) > AGREEMENT:
-            lines.append(
-                f"  The largest probe took {-self.misfit / (1 + self.misfit):+.0%} of what smaller ones predicted."
-            )
+            way = "more" if self.misfit > 0 else "less"
+            lines.append(f"  Smaller probes predicted {abs(self.misfit):.0%} {way} than the largest one then took.")
         return "\n".join(lines)
 
     def plot(self) -> Figure:

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -70,10 +71,10 @@ class Probe:
 
 
 class Growth:
-    """Bytes and seconds of one batch as functions of its size, through two probes.
+    """Bytes and seconds of one batch as functions of its size, through the two probes next to it.
 
     Args:
-        probes: By increasing size; the last two are used. One alone bounds: ``m(b) <= b m(1)``.
+        probes: By increasing size; beyond the largest, the last two are used. One alone bounds: ``m(b) <= b m(1)``.
     """
 
     def __init__(self, probes: Sequence[Probe]) -> None:
@@ -85,14 +86,23 @@ class Growth:
             for phase, events in self._far.events.items()
         }
 
+    @cached_property
+    def _smaller(self) -> Growth | None:
+        """What all probes but the largest say: a chunk may be full in that one, and not in smaller batches."""
+        return Growth(self.probes[:-1]) if len(self.probes) > 2 else None
+
     def bytes(self, phase: Phase, size: int) -> int:
         """Most bytes alive during ``phase`` of a batch of ``size`` samples, the graph it has recorded included."""
         if self._near is None:
             return self._line(0, most(self._far.events[phase]), size)
+        if self._smaller and size <= self._near.size:
+            return self._smaller.bytes(phase, size)
         return max(self._line(near, far, size) for near, far in self._lines[phase])
 
     def kept(self, size: int) -> int:
         """Bytes of the graph of a batch."""
+        if self._smaller and self._near and size <= self._near.size:
+            return self._smaller.kept(size)
         return self._line(self._near.kept if self._near else 0, self._far.kept, size)
 
     def seconds(self, phase: Phase, size: int) -> float:
