@@ -16,6 +16,7 @@ from thalweg.errors import NonFinite, StorageError, ThalwegError
 COMMANDS = {
     "run": "Train a model and record its loss, weights and leading curvature",
     "spectrum": "Measure the curvature at a checkpoint: eigenvalues, trace, density, layers",
+    "flow": "Forecast the time-averaged path of an optimizer, and what its oscillation does",
     "report": "Write the one-page report of a run",
     "doctor": "Check which numbers can be trusted on this machine and model",
 }
@@ -38,6 +39,7 @@ examples:
   thalweg run --rule.name adam --rule.lr 1e-3 --steps 500 --out runs/adam
   thalweg run --resume runs/adam --steps 1000   go on after a crash or a Ctrl-C, or for longer
   thalweg spectrum runs/adam                    eigenvalues, trace, density and layers of the last checkpoint
+  thalweg flow runs/first@200 --time 100        the central flow from step 200 on, beside the run itself
   thalweg report runs/adam --open               write the page again, and look at it
 
 exit codes: 0 done, 1 the run failed, 2 wrong input, 130 stopped with Ctrl-C

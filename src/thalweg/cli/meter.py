@@ -25,10 +25,11 @@ class Pace:
         steps: Steps of the whole run.
         start: Step at which the clock starts.
         clock: Seconds from any origin.
+        unit: What is counted, in the plural.
     """
 
-    def __init__(self, steps: int, start: int, clock: Callable[[], float]) -> None:
-        self._steps, self._clock = steps, clock
+    def __init__(self, steps: int, start: int, clock: Callable[[], float], unit: str = "steps") -> None:
+        self._steps, self._clock, self._unit = steps, clock, unit
         self._marks = deque([(clock(), start)])
 
     def mark(self, step: int) -> None:
@@ -46,9 +47,9 @@ class Pace:
 
     def __str__(self) -> str:
         if not self.rate:
-            return "-- steps/s"
+            return f"-- {self._unit}/s"
         left = (self._steps + 1 - self._marks[-1][1]) / self.rate
-        rate = f"{self.rate:.0f} steps/s" if self.rate >= 10 else f"{self.rate:.2g} steps/s"
+        rate = f"{self.rate:.0f} {self._unit}/s" if self.rate >= 10 else f"{self.rate:.2g} {self._unit}/s"
         return f"{rate}, {duration(left)} left"
 
 
@@ -61,6 +62,9 @@ class RunMeter:
         clock: Seconds from any origin.
     """
 
+    noun, unit = "step", "steps"
+    """What is counted, one and many of it."""
+
     def __init__(
         self,
         console: Console,
@@ -72,7 +76,7 @@ class RunMeter:
 
     def init(self, steps: int, start: int = 0) -> None:
         """Training is to reach ``steps`` and begins after ``start``."""
-        self._steps, self._pace = steps, Pace(steps, start, self._clock)
+        self._steps, self._pace = steps, Pace(steps, start, self._clock, self.unit)
         self._open(start)
 
     def step(self, values: Mapping[str, float]) -> None:
@@ -143,7 +147,7 @@ class LineMeter(RunMeter):
         if tenth == self._tenth and now - self._last < PATIENCE:
             return
         self._tenth, self._last = tenth, now
-        line = f"step {step}/{self._steps} ({step / max(self._steps, 1):.0%}), {self._pace}: {text}"
+        line = f"{self.noun} {step}/{self._steps} ({step / max(self._steps, 1):.0%}), {self._pace}: {text}"
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 

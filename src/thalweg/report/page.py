@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from thalweg.report import figures, findings
+from thalweg.report.flow_page import flow_sections, newest_flow
 from thalweg.report.provenance import provenance
 from thalweg.report.setting import mapping, setting
 from thalweg.report.shell import caveat_list, document, figure_section, verdict_list
@@ -20,6 +21,7 @@ from thalweg.report.spectrum_page import newest_analysis, spectrum_sections
 from thalweg.report.words import caveats, headline, tiles, verdicts
 
 if TYPE_CHECKING:
+    from thalweg.flows.result import FlowResult
     from thalweg.runs import Run
     from thalweg.runs.metrics import Event
 
@@ -96,7 +98,8 @@ SECTIONS = (
 def write_report(run: Run | str | Path, out: str | Path | None = None) -> Path:
     """Write the page of a run.
 
-    Where ``thalweg spectrum`` has left an analysis in the folder, the one of the latest step is part of the page.
+    Where ``thalweg spectrum`` or ``thalweg flow`` has left an analysis in the folder, the one of the latest step is
+    part of the page.
     The page is one file of about 5 MB: Plotly's script is inside, so that it opens without a network. It may be
     written while the run is going on. It appears whole or not at all.
 
@@ -130,7 +133,8 @@ def write_report(run: Run | str | Path, out: str | Path | None = None) -> Path:
             explain(f"The run {opened.path} holds no step yet", "there is nothing to draw", "Wait, or resume the run")
         )
     target = Path(out) if out is not None else opened.path / "report.html"
-    write_text(target, render(data, asdict(opened.manifest), opened.events, newest_analysis(opened.path)))
+    spectrum, flow = newest_analysis(opened.path), newest_flow(opened.path)
+    write_text(target, render(data, asdict(opened.manifest), opened.events, spectrum, flow))
     return target
 
 
@@ -139,6 +143,7 @@ def render(
     manifest: Mapping[str, Any],
     events: Iterable[Event] = (),
     spectrum: xr.Dataset | None = None,
+    flow: FlowResult | None = None,
 ) -> str:
     """Return the page as text.
 
@@ -147,6 +152,7 @@ def render(
         manifest: Its manifest as a mapping.
         events: What happened on the way.
         spectrum: The curvature at one step, as ``thalweg spectrum`` measured it.
+        flow: A forecast from one step, as ``thalweg flow`` made it.
     """
     name = str(manifest.get("name", "run"))
     state = str(data.attrs.get("state", manifest.get("state", "unknown")))
@@ -161,6 +167,7 @@ def render(
         "<noscript><p>The figures need JavaScript; everything else is text.</p></noscript>",
         *(_section(position, section, data, manifest) for position, section in enumerate(SECTIONS)),
         *(spectrum_sections(spectrum) if spectrum is not None else ()),
+        *(flow_sections(flow) if flow is not None else ()),
         '<section class="provenance" aria-labelledby="provenance"><h2 id="provenance">Provenance</h2>',
         "<p>Where these numbers come from, and what it takes to compute them again.</p>",
         provenance(manifest, state, int(data["step"].max()), events),

@@ -1,0 +1,153 @@
+"""``thalweg flow``: forecast the time-averaged path of an optimizer, compare, and write the page."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from thalweg.cli.config import threads, to_dict
+from thalweg.cli.console import complain, say, talk, warnings_as_notes
+from thalweg.cli.flow_meter import flow_meter
+from thalweg.cli.flow_options import Told, parse
+from thalweg.cli.flow_start import Subject, subject
+from thalweg.cli.meter import duration
+from thalweg.errors import InvalidInput, ThalwegError, explain
+from thalweg.runs.files import inside
+
+if TYPE_CHECKING:
+    from thalweg.flows.result import FlowResult
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Forecast as the options say; return the exit code."""
+    told, start = parse(arguments)
+    console = talk()
+    with warnings_as_notes():
+        if start is None:
+            _check_free(_target(told, None), told)  # before the data is loaded
+        found = subject(told, start, say)
+        target = _target(told, found)
+        _check_free(target, told)
+        config = told.settings.as_run(told.time)
+        with threads(config, found.problem):
+            return _forecast(told, found, target, console)
+
+
+def _forecast(told: Told, found: Subject, target: Path, console: Console) -> int:
+    from thalweg.flows.forecast import central_flow
+
+    problem, rule = found.problem, found.rule
+    say(f"{found.source}; {problem.dimension:,} parameters, {problem.samples:,} samples")
+    say(f"{rule.describe()}; {told.time:,} units of time in {told.mode} mode")
+    processes = told.processes or _processes(found)
+    meter, began = flow_meter(console), time.monotonic()
+    try:
+        result = central_flow(
+            problem,
+            rule,
+            told.time,
+            w=found.w,
+            state=found.state,
+            warm_start=told.warm_start,
+            mode=told.mode,  # type: ignore[arg-type]  # the library names the modes that it has
+            processes=processes,
+            meter=meter,
+        )
+    except KeyboardInterrupt:
+        say(f"Stopped after {meter.reached:,} of {told.time:,} units of time: nothing was written.")
+        return 130
+    except ThalwegError:
+        if meter.reached:
+            say(f"Failed after {meter.reached:,} of {told.time:,} units of time: nothing was written.")
+        raise
+    return _finish(told, found, result, target, time.monotonic() - began)
+
+
+def _finish(told: Told, found: Subject, result: FlowResult, target: Path, seconds: float) -> int:
+    from thalweg.flows.stored import save_flow
+    from thalweg.report.flow_page import write_flow_page
+    from thalweg.report.flow_words import caveats, headline
+
+    save_flow(result, target, sigma=told.sigma, facts=facts(told, found, seconds))
+    say(f"Finished, {duration(seconds)}.")
+    from thalweg.flows.stored import open_flow
+
+    kept = open_flow(target)  # what is said is what the file says
+    for sentence in headline(kept):
+        say(sentence)
+    for note in caveats(kept):
+        complain(note, "note")
+    say(f"Results: {target}")
+    say(f"Page: {write_flow_page(target)}")
+    run = found.run
+    if run is not None and told.out is None and not run.folder.in_use() and (run.path / "report.html").is_file():
+        from thalweg.report import write_report
+
+        say(f"Report: {write_report(run)}")
+    return 0
+
+
+def facts(told: Told, found: Subject, seconds: float) -> dict[str, object]:
+    """Return what the file says of the forecast beside its numbers."""
+    import torch
+
+    problem, rule = found.problem, found.rule
+    prints = problem.fingerprint()
+    return {
+        "name": found.name,
+        "source": found.source,
+        "run": found.run.manifest.name if found.run is not None else None,
+        "step": found.step if found.run is not None else None,
+        "first_step": found.step + told.warm_start,
+        "warm_start": told.warm_start,
+        "limits": "\n".join(found.notes),
+        "rule": type(rule).__name__,
+        "optimizer": rule.describe(),
+        "learning_rate": None if callable(rule.lr) else float(rule.lr),
+        "weight_decay": rule.decay,
+        "model": type(problem.model).__name__,
+        "dimension": problem.dimension,
+        "samples": problem.samples,
+        "dtype": str(problem.dtype),
+        "device": str(problem.device),
+        "seed": told.settings.seed,
+        "fingerprint_model": prints.get("model"),
+        "fingerprint_data": prints.get("data"),
+        "seconds": seconds,
+        "torch": torch.__version__,
+        "config": json.dumps(to_dict(told.settings.as_run(told.time))),
+    }
+
+
+def _processes(found: Subject) -> tuple[str, ...]:
+    """All that the rule has: flows in continuous time are known for rules without momentum only."""
+    from thalweg.flows.forecast import PROCESSES
+    from thalweg.flows.registry import law_of
+
+    remembers = law_of(found.rule).remembers
+    return tuple(name for name in PROCESSES if not (remembers and name == "stable"))
+
+
+def _target(told: Told, found: Subject | None) -> Path:
+    if told.out is not None:
+        return told.out.with_suffix(".nc")
+    if found is not None and found.run is not None:
+        return inside(found.run.path, found.run.path / "analyses" / f"flow-{found.step}.nc")
+    config = told.settings
+    return Path(f"{config.data.name}-{config.model.name}-{config.rule.name}-flow.nc")
+
+
+def _check_free(target: Path, told: Told) -> None:
+    if target.exists() and not told.replace:
+        raise InvalidInput(
+            explain(
+                f"There is a forecast in {target} already",
+                "it may have taken long",
+                "Take another file (--out), or replace it (--replace)",
+            )
+        )
