@@ -19,6 +19,9 @@ from thalweg.problem import Problem
 from thalweg.rules import State
 from thalweg.spectra import Eigenpairs, EigenTracker
 
+FAR, LOOSE = 1.7, 3e-2
+"""Below this nothing is near the limit, and eigenvalues need this residual only: their error is its square."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -27,9 +30,9 @@ class Settings:
     Attributes:
         tolerance: Error of effective eigenvalues, in units where the limit is 2, that a refresh may find.
         candidate: Effective eigenvalue above which a direction takes part in the complementarity problem.
-        max_interval: Longest time between refreshes.
+        max_interval: Longest time between refreshes; four times that while nothing is critical.
         max_critical: Most directions followed.
-        eigen_tol: Relative residual of eigenpairs.
+        eigen_tol: Relative residual of eigenpairs; looser while nothing is near the limit.
         third: Method of the third derivatives.
         ablated: Leave the penalty out of the motion of the weights; then the metric alone keeps the limit.
     """
@@ -38,7 +41,7 @@ class Settings:
     candidate: float = 1.95
     max_interval: int = 16
     max_critical: int = 20
-    eigen_tol: float = 1e-4
+    eigen_tol: float = 1e-3
     third: Choice = "auto"
     ablated: bool = False
 
@@ -60,7 +63,7 @@ class CentralMap(Process):
     def __init__(self, problem: Problem, law: Law, w: Tensor, state: State, settings: Settings = Settings()) -> None:
         super().__init__(problem, law, w, state)
         self.settings = settings
-        self.tracker = EigenTracker(1, threshold=0.85, max_k=settings.max_critical + 1, tol=settings.eigen_tol)
+        self.tracker = EigenTracker(1, threshold=settings.candidate / LIMIT, max_k=settings.max_critical + 1)
         self.block: Critical | None = None
         self.leading: Tensor | None = None
         self.start: Tensor | None = None
@@ -159,7 +162,14 @@ class CentralMap(Process):
         with hessian(self.problem, self.w) as curvature:
             self.ledger.linearisations += 1
             operator = curvature.shift(self.law.decay) if self.law.decay else curvature
-            pairs = self.tracker.update(preconditioned(operator, metric.to(self.w)), LIMIT, w=self.w)
+            effective = preconditioned(operator, metric.to(self.w))
+            pairs = None
+            if self.leading is None or float(self.leading[0]) < FAR:
+                self.tracker.tol = max(self.settings.eigen_tol, LOOSE)
+                pairs = self.tracker.update(effective, LIMIT, w=self.w)
+            if pairs is None or float(pairs.values[0]) >= FAR:
+                self.tracker.tol = self.settings.eigen_tol
+                pairs = self.tracker.update(effective, LIMIT, w=self.w)
             self.ledger.products += curvature.products
         fresh = pairs.values.to("cpu", torch.float64)
         if first and float(fresh[0]) > 1.1 * LIMIT:
@@ -195,7 +205,8 @@ class CentralMap(Process):
         if error > self.settings.tolerance:
             self.interval = max(1, self.interval // 2)
         elif error < self.settings.tolerance / 4:
-            self.interval = min(2 * self.interval, self.settings.max_interval)
+            longest = self.settings.max_interval * (1 if self.block is not None else 4)
+            self.interval = min(2 * self.interval, longest)
         below = fresh[fresh <= self.settings.candidate]
         shared = min(len(fresh), len(before))
         rate = float((fresh[:shared] - before[:shared]).max()) / elapsed

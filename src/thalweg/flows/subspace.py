@@ -130,4 +130,5 @@ def _columns(U: Tensor, metric: Tensor) -> Tensor:
 
 
 def _sandwich(U: Tensor, diagonal: Tensor) -> Tensor:
-    return (U.T @ _columns(U, diagonal)).to("cpu", torch.float64)
+    inner = (U.T @ _columns(U, diagonal)).to("cpu", torch.float64)
+    return (inner + inner.T) / 2  # float32 rounds the two halves apart
