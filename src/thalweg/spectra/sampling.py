@@ -96,8 +96,11 @@ def estimate(
     budget = max_products or max(_MOST if target is not None else _WITHOUT_TARGET, least)
     start = operator.products
 
+    def rounding(found: Moments) -> Tensor:
+        return torch.hypot(found.rounding, torch.finfo(operator.dtype).eps * found.value.abs())
+
     def result(found: Moments, stop: EstimateStop) -> Estimate:
-        error = torch.hypot(found.error, found.rounding)
+        error = torch.hypot(found.error, rounding(found))
         shaped = [t.to(operator.dtype) for t in (found.value, error, found.skewness)]
         samples = sampler.probes if stop is not EstimateStop.EXACT or sampler.exact else operator.size
         return Estimate(
@@ -126,7 +129,7 @@ def estimate(
         relative = now.relative_error
         if relative <= target * safety(found.degrees):
             return result(found, EstimateStop.TARGET)
-        if float(found.rounding.double().norm()) > target * float(found.value.double().norm()):
+        if float(rounding(found).double().norm()) > target * float(found.value.double().norm()):
             return unfinished(result(found, EstimateStop.ROUNDING), relative, target, strict)
         wanted = pace.next(sampler.probes, relative, target * safety(found.degrees))
         goal = min(wanted, _affordable(sampler, budget - (operator.products - start)))
