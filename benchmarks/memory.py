@@ -1,11 +1,11 @@
 """Compare the peak memory that ``problem.plan`` predicts with what the job then takes.
 
-Every job is planned in one process and run in two others, so that nothing of one is left in the next. One counts the
-bytes alive at every operation. The other only watches its resident memory: the kernel's high-water mark during the
-job, less what was resident before it, with model and data in place and every library loaded by a one-sample run.
+One process per model plans every job, then does it and counts the bytes alive at every operation. Another one for each
+job only watches its resident memory: the kernel's high-water mark during the job, less what was resident before it,
+with model and data in place and every library loaded by a one-sample run.
 
-    python benchmarks/memory.py            about ten minutes
-    python benchmarks/memory.py --quick    smallest models, two minutes
+    python benchmarks/memory.py            about seven minutes
+    python benchmarks/memory.py --quick    smallest models, resident memory of one job each, under a minute
     python benchmarks/memory.py --save     also writes results/memory.json and memory.md
 """
 
@@ -20,7 +20,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -55,31 +55,33 @@ JOBS: tuple[dict[str, Any], ...] = (
     {"job": "eigenpairs", "layout": "double_backward", "basis": 8},
     {"job": "critical_sharpness"},
 )
+WATCHED = 3
+"""The job whose resident memory the quick run watches."""
 FIELDS = ("job", "peak_bytes", "seconds", "batch_size", "chunk", "layout", "basis", "products", "budget")
 
 
 def planned(problem: Problem, options: dict[str, Any]) -> dict[str, Any]:
-    """Plan, and return what another process needs to know of it."""
+    """Plan, do it while counting bytes, and return what another process needs to know of it."""
     start = time.perf_counter()
     plan = problem.plan(**options)
     about = {name: getattr(plan, name) for name in FIELDS}
-    return about | {"planning": time.perf_counter() - start, "misfit": plan.misfit, "table": repr(plan)}
+    about |= {"planning": time.perf_counter() - start, "misfit": plan.misfit, "table": repr(plan)}
+    with LiveBytes() as live:
+        run(plan, plan.apply())
+    return {"plan": about, "live": live.peak}
 
 
-def measured(problem: Problem, about: dict[str, Any], watch: str) -> dict[str, Any]:
-    """Do the planned job and return its peak."""
+def resident(problem: Problem, about: dict[str, Any]) -> dict[str, Any]:
+    """Do the planned job and return how far resident memory rose."""
     plan = Plan(**{name: about[name] for name in FIELDS}, parts=(), present_bytes=0, misfit=None, problem=problem)
     cut = plan.apply()
-    if watch == "live":
-        with LiveBytes() as live:
-            run(plan, cut)
-        return {"peak": live.peak}
     small = replace(plan, basis=plan.basis and 3)
     run(small, cut.subset([0]).recut(1))
     before = resident_now()
     start = time.perf_counter()
     run(plan, cut)
-    return {"peak": highest() - before, "seconds": time.perf_counter() - start}
+    seconds = time.perf_counter() - start
+    return {"resident": highest() - before, "seconds": seconds}
 
 
 def resident_now() -> int:
@@ -101,16 +103,14 @@ def _status(name: str) -> int:
     raise OSError(f"{name} is not in /proc/self/status")
 
 
-def child(task: dict[str, Any]) -> dict[str, Any]:
+def child(task: dict[str, Any]) -> list[dict[str, Any]]:
     """What one process does."""
     torch.set_num_threads(task["threads"])
     problem = {**MODELS, **QUICK}[task["model"]]()
-    if task["watch"] == "plan":
-        return planned(problem, task["options"])
-    return measured(problem, task["plan"], task["watch"])
+    return [resident(problem, task["plan"])] if "plan" in task else [planned(problem, job) for job in JOBS]
 
 
-def alone(task: dict[str, Any]) -> dict[str, Any]:
+def alone(task: dict[str, Any]) -> list[dict[str, Any]]:
     """Run `child` in a process of its own."""
     done = subprocess.run([sys.executable, __file__, json.dumps(task)], capture_output=True, text=True, check=False)
     if done.returncode:
@@ -118,18 +118,13 @@ def alone(task: dict[str, Any]) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
 
 
-def measure(model: str, options: dict[str, Any], threads: int) -> dict[str, Any]:
-    """Plan and measure one job of one model."""
-    task = {"model": model, "options": options, "threads": threads}
-    plan = alone(task | {"watch": "plan"})
-    live, resident = (alone(task | {"watch": watch, "plan": plan}) for watch in ("live", "resident"))
-    return {
-        "model": model,
-        "plan": plan,
-        "live": live["peak"],
-        "resident": resident["peak"],
-        "seconds": resident["seconds"],
-    }
+def measure(model: str, threads: int, watched: Sequence[int]) -> list[dict[str, Any]]:
+    """Plan and measure every job of one model, the resident memory of those ``watched``."""
+    task = {"model": model, "threads": threads}
+    rows = [{"model": model} | row for row in alone(task)]
+    for number in watched:
+        rows[number] |= alone(task | {"plan": rows[number]["plan"]})[0]
+    return rows
 
 
 def show(rows: list[dict[str, Any]]) -> str:
@@ -143,12 +138,16 @@ def show(rows: list[dict[str, Any]]) -> str:
             if plan[key] is not None
         )
         peak = plan["peak_bytes"]
-        numbers = [f"{n / 1e6:.1f}" for n in (peak, row["live"], row["resident"])]
-        ratios = [f"{row['live'] / peak:.3f}", f"{row['resident'] / peak:.2f}"]
-        seconds = [f"{plan['planning']:.1f}", f"{plan['seconds']:.1f}", f"{row['seconds']:.1f}"]
-        lines.append([row["model"], plan["job"], plan["layout"] or "", how, *numbers, *ratios, *seconds])
-    head = ["model", "job", "layout", "cut", "predicted MB", "alive MB", "resident MB", "alive / predicted"]
-    return table([*head, "resident / predicted", "planning s", "predicted s", "measured s"], lines)
+        numbers = [f"{n / 1e6:.1f}" for n in (peak, row["live"])] + [f"{row['live'] / peak:.3f}"]
+        numbers += [f"{row['resident'] / 1e6:.1f}", f"{row['resident'] / peak:.2f}"] if "resident" in row else ["", ""]
+        seconds = [
+            f"{plan['planning']:.1f}",
+            f"{plan['seconds']:.1f}",
+            f"{row['seconds']:.1f}" if "seconds" in row else "",
+        ]
+        lines.append([row["model"], plan["job"], plan["layout"] or "", how, *numbers, *seconds])
+    head = ["model", "job", "layout", "cut", "predicted MB", "alive MB", "/ predicted", "resident MB", "/ predicted"]
+    return table([*head, "planning s", "predicted s", "measured s"], lines)
 
 
 def main() -> int:
@@ -157,16 +156,15 @@ def main() -> int:
     about = machine()
     rows = []
     for model in QUICK if options.quick else MODELS:
-        for job in JOBS:
-            rows.append(measure(model, job, options.threads))
-            print(show(rows[-1:]).splitlines()[-1], file=sys.stderr, flush=True)
+        rows += measure(model, options.threads, [WATCHED] if options.quick else range(len(JOBS)))
+        print(show(rows[-len(JOBS) :]), file=sys.stderr, flush=True)
     text = f"## Peak memory, predicted and measured\n\n{header(about)}\n\n{show(rows)}"
     print(text)
     if options.save:
         save(options.out, "memory", {"machine": about, "quick": options.quick, "rows": rows}, text)
     bad = [r for r in rows if r["live"] > LIMIT * r["plan"]["peak_bytes"]]
     if not options.quick:  # where the model is small, the pages of one library weigh more than the job
-        bad += [r for r in rows if r["resident"] > LIMIT * r["plan"]["peak_bytes"]]
+        bad += [r for r in rows if r.get("resident", 0) > LIMIT * r["plan"]["peak_bytes"]]
     for row in bad:
         print(f"OVER: {row['model']}: {row['plan']['table']}", file=sys.stderr)
     return 1 if bad else 0

@@ -63,7 +63,8 @@ def do(plan, k=1):
         return operator.matvec(torch.ones(problem.dimension, dtype=problem.dtype))
     if plan.job == "density":
         return spectral_density(operator, probes=2, steps=plan.basis)
-    return top_eigenpairs(operator, k, method=Lanczos(tol=1e-3, basis=plan.basis, max_products=90), strict=False)
+    enough = 90 if problem.dimension < 10**5 else 12  # a restart or two; more of them hold no more
+    return top_eigenpairs(operator, k, method=Lanczos(tol=1e-3, basis=plan.basis, max_products=enough), strict=False)
 
 
 def held(plan, k=1):
