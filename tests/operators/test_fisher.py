@@ -13,6 +13,7 @@ from reference import gauss_newton as textbook
 from thalweg.errors import InvalidInput, NonFinite
 from thalweg.operators.fisher import empirical_fisher
 from thalweg.problem import Problem
+from thalweg.problem.losses import OneHotSquares
 
 LAYOUTS = ("linearised", "forward", "rebuilt")
 CLASS_WEIGHTS = torch.tensor([0.2, 3.0, 1.0, 0.5], dtype=torch.float64)
@@ -171,3 +172,16 @@ class TestRefusals:
         problem = Problem(model, lambda z, y: (z - y).square().mean() / 0.0 * 0.0, (x, y), check=False)
         with pytest.raises(NonFinite, match="NaN"):
             empirical_fisher(problem)
+
+
+@pytest.mark.parametrize("per", ["term", "sample"])
+def test_our_own_squared_error_is_not_taken_sample_by_sample(per, monkeypatch):
+    """It is the loss of the command line; one by one, products on digits take 30 times as long."""
+    generator = torch.Generator().manual_seed(3)
+    x, target = torch.randn(12, 4, generator=generator).double(), torch.arange(12) % 3
+    model = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3)).double()
+    loss = OneHotSquares(3, 2)
+    slow = empirical_fisher(Problem(model, lambda output, y: loss(output, y), (x, target)), per=per).dense()
+    monkeypatch.setattr("thalweg.operators.fisher._one_by_one", None)
+    fast = empirical_fisher(Problem(model, loss, (x, target)), per=per).dense()
+    torch.testing.assert_close(fast, slow, rtol=1e-12, atol=1e-14)

@@ -15,7 +15,7 @@ from thalweg.operators.output_matrices import LastLayerOuter, Outer, OutputMatri
 from thalweg.operators.sandwich import Cut, LayoutName, SandwichOperator
 from thalweg.problem.batches import map_tensors
 from thalweg.problem.heads import LanguageModelLoss
-from thalweg.problem.losses import leading_size
+from thalweg.problem.losses import OneHotSquares, leading_size
 from thalweg.problem.problem import Problem
 
 Unit = Literal["term", "sample"]
@@ -108,6 +108,8 @@ def _outer(per: Unit, loss: Callable[..., Any], output: Any, target: Any) -> Out
     beta = outputs[0].new_ones(count or 1) / (count or 1)
     if is_squared_error(loss) and isinstance(output, Tensor) and output.shape == target.shape:
         return Outer(lambda z: (z - target).square().reshape(len(z), -1).mean(1), outputs, beta)
+    if isinstance(loss, OneHotSquares):
+        return Outer(lambda z: loss.terms(z, target), outputs, beta)
 
     def singly(*z: Tensor) -> Tensor:
         return _one_by_one(loss, replaced(output, z), target, count)

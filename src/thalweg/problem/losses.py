@@ -38,6 +38,32 @@ def batch_loss(function: BatchLoss) -> BatchLoss:
     return function
 
 
+class OneHotSquares(nn.Module):
+    r"""``\frac{1}{B d} \sum_i \sum_c (f_{ic} - y_{ic})^2`` with one-hot ``y``, from class indices.
+
+    Args:
+        classes: Number of classes, the length of each ``f_i``.
+        divisor: ``d``.
+
+    Example:
+        >>> OneHotSquares(3, 2)(torch.zeros(4, 3), torch.tensor([0, 1, 2, 0])).item()
+        0.5
+    """
+
+    def __init__(self, classes: int, divisor: float) -> None:
+        super().__init__()
+        self.classes, self.divisor = classes, divisor
+
+    def terms(self, output: Tensor, target: Tensor) -> Tensor:
+        """Return the loss of each sample, shape ``(B,)``."""
+        wanted = F.one_hot(target, self.classes).to(output.dtype)
+        return torch.sum((output - wanted) ** 2, dim=1) / self.divisor
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        """Return their mean."""
+        return self.terms(output, target).mean()
+
+
 def calls_the_model(loss: Callable[..., Any]) -> bool:
     """Whether ``loss`` takes ``(model, batch)`` rather than ``(output, target)``."""
     if getattr(loss, "__thalweg_batch_loss__", False):

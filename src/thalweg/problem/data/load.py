@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from thalweg.errors import InvalidInput, explain
 from thalweg.problem.data import builtin, files, hub
 from thalweg.problem.data.base import Data
+from thalweg.problem.losses import OneHotSquares
 
 DataName = Literal[
     "digits", "sorting", "text", "cifar10", "mnist", "fashion_mnist", "cifar100", "imagenet", "wikitext103"
@@ -101,10 +101,4 @@ def loss_for(name: LossName, data: Data) -> Callable[[Tensor, Tensor], Tensor]:
             )
         )
     classes = data.outputs
-    divisor = 2 if name == "mse" else 2 * classes
-
-    def squared_error(output: Tensor, target: Tensor) -> Tensor:
-        wanted = F.one_hot(target, classes).to(output.dtype)
-        return torch.sum((output - wanted) ** 2, dim=1).mean() / divisor
-
-    return squared_error
+    return OneHotSquares(classes, 2 if name == "mse" else 2 * classes)
