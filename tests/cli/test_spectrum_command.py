@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from thalweg import hessian, open_run
 from thalweg.cli import estimates
+from thalweg.cli import layers as layers_module
 from thalweg.cli.checkpoint import fit, read_weights
 from thalweg.cli.config import build_problem, from_dict
 from thalweg.cli.main import main
@@ -18,7 +19,9 @@ from thalweg.cli.spectrum_options import parse
 from thalweg.cli.stages import Stopped
 from thalweg.cli.subject import subject
 from thalweg.cli.subject_config import settings_of
-from thalweg.errors import InvalidInput
+from thalweg.errors import InvalidInput, NonFinite
+from thalweg.operators.fisher import empirical_fisher
+from thalweg.operators.gauss_newton import gauss_newton
 from thalweg.runs.analyses import read_analysis
 
 DATA = ["--data.samples", "40", "--dtype", "float64"]
@@ -258,6 +261,26 @@ def test_a_run_keeps_its_own_problem(folder, capsys):
     assert (told.settings.dtype, told.settings.chunk, told.settings.model.width) == ("float32", 16, 6)
 
 
+def test_another_seed_measures_the_same_problem_again(folder):
+    """The seed of a run is also that of its model; here it is that of the random vectors only."""
+    first, second = (measured(folder / "gd", "--k", 1, "--no-density", "--no-per-layer", "--seed", s) for s in (0, 1))
+    assert float(first.loss) == float(second.loss)
+    assert float(first.trace) != float(second.trace)
+    np.testing.assert_allclose(first.eigenvalues, second.eigenvalues, atol=1e-6)
+
+
+def test_gauss_newton_and_fisher_have_one_end(folder):
+    run = open_run(folder / "gd")
+    problem = build_problem(from_dict(run.manifest.config, "here"))
+    w = problem.layout.flatten(run.checkpoint(12)).to(problem.dtype)
+    for name, build in (("gauss-newton", gauss_newton), ("fisher", empirical_fisher)):
+        got = measured(run.path, *QUICK, "--operator", name, "--k", 2)
+        want = torch.linalg.eigvalsh(build(problem, w).dense()).flip(0)[:2]
+        np.testing.assert_allclose(got.eigenvalues, want, rtol=1e-6)
+        assert "edge_sharpness" not in got
+    assert main(["spectrum", str(run.path), "--operator", "fisher", "--layout", "difference"]) == 2
+
+
 def test_chunks_change_nothing(folder):
     whole, cut = (measured(folder / "gd", *QUICK, *more) for more in ([], ["--chunk", 16]))
     np.testing.assert_allclose(whole.eigenvalues, cut.eigenvalues, atol=1e-6)
@@ -314,6 +337,52 @@ def test_a_problem_of_ones_own(tmp_path, capsys):
     assert measured("w.pt", *QUICK, "--model-file", "mine.py:problem").attrs["model"] == "Linear"
 
 
+STRAIGHT = """
+import torch, thalweg as tw
+from torch import nn
+
+def problem(deep=False):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1)) if deep else nn.Linear(3, 1)
+    return tw.Problem(model, nn.L1Loss(), (torch.randn(20, 3), torch.randn(20, 1)))
+
+def deep():
+    return problem(True)
+"""
+
+
+def straight(tmp_path, name):
+    (tmp_path / "mine.py").write_text(STRAIGHT)
+    namespace = {}
+    exec(STRAIGHT, namespace)
+    torch.save(namespace[name]().model.state_dict(), "w.pt")
+
+
+@pytest.mark.parametrize(
+    ("name", "operator", "blamed"),
+    [
+        ("problem", "hessian", "The Hessian at w.pt is zero|with L1Loss."),
+        ("deep", "gauss-newton", "The Gauss-Newton matrix at w.pt is zero|with 1 (ReLU) and L1Loss."),
+    ],
+)
+def test_no_curvature_at_all_is_refused_with_what_makes_it_so(tmp_path, capsys, name, operator, blamed):
+    straight(tmp_path, name)
+    assert main(["spectrum", "w.pt", "--model-file", f"mine.py:{name}", "--operator", operator]) == 2
+    error = capsys.readouterr().err
+    assert all(words in error for words in blamed.split("|"))
+    assert "no second derivative" in error
+    assert "Take a smooth loss" in error
+    assert not list(tmp_path.glob("*.nc"))
+
+
+def test_curvature_between_layers_only_is_told(tmp_path, capsys):
+    straight(tmp_path, "deep")
+    got = measured("w.pt", "--model-file", "mine.py:deep", "--no-density")
+    assert float(got.eigenvalues[0]) > 0
+    assert not got.layer_trace.any()
+    assert "No layer has curvature of its own" in capsys.readouterr().err
+
+
 def test_a_model_without_second_derivative(tmp_path, capsys):
     (tmp_path / "mine.py").write_text(OWN)
     namespace = {}
@@ -344,6 +413,30 @@ def test_ctrl_c_keeps_the_stages_before(folder, monkeypatch, capsys):
     assert "missing: trace" in Path("half.html").read_text()
 
 
+def test_ctrl_c_keeps_the_layers_that_are_done(folder, monkeypatch):
+    real = layers_module.layer_blocks
+
+    def pressed(*args, **options):
+        yield next(real(*args, **options))
+        raise Stopped
+
+    monkeypatch.setattr(layers_module, "layer_blocks", pressed)
+    assert main(["spectrum", str(folder / "gd"), "--no-trace", "--no-density", "--k", "1", "--out", "half.nc"]) == 130
+    got = read_analysis(Path("half.nc"), "spectrum")
+    assert list(got.layer.values) == ["1"]
+    assert (got.attrs["layers_cover"], got.attrs["missing"]) == ("no", "layers")
+
+
+def test_numbers_that_break_off_leave_what_was_before(folder, monkeypatch, capsys):
+    def broken(bench):
+        raise NonFinite("A product is NaN. That is bad. Look at it.")
+
+    monkeypatch.setattr(estimates, "trace", broken)
+    assert main(["spectrum", str(folder / "gd"), "--k", "1", "--out", "half.nc"]) == 1
+    assert "What the stages before found is kept in half.nc" in capsys.readouterr().out
+    assert "eigenvalues" in read_analysis(Path("half.nc"), "spectrum")
+
+
 def test_a_complete_result_is_not_replaced_by_half_of_one(folder, monkeypatch, capsys):
     assert main(["spectrum", str(folder / "gd"), *QUICK, "--k", "1", "--out", "x.nc"]) == 0
     before = Path("x.nc").read_bytes()
@@ -357,10 +450,27 @@ def test_a_complete_result_is_not_replaced_by_half_of_one(folder, monkeypatch, c
     assert "not written, as x.nc is complete" in capsys.readouterr().out
 
 
-def test_a_budget_bounds_all_products(folder):
-    got = measured(folder / "gd", "--budget", 60, "--k", 2)
-    assert got.stage_products.sum() <= 75, "a stage may finish what it has begun"
+def test_a_budget_bounds_all_products(folder, capsys):
+    got = measured(folder / "gd", "--budget", 120, "--k", 2)
+    assert got.stage_products.sum() <= 135, "a stage may finish what it has begun"
     assert got.attrs["eigenvalues_converged"] == "no"
+    told = capsys.readouterr().err
+    assert "The eigenvalues did not reach the accuracy asked for. The share of the budget ran out" in told
+    assert "raise --budget, or loosen --tol" in told
+
+
+def test_a_budget_that_is_too_small_leaves_out_what_it_cannot_pay(folder, capsys):
+    """With a hand's count of products there are still eigenvalues, with what they are worth."""
+    got = measured(folder / "gd", "--budget", 30, "--k", 2)
+    captured = capsys.readouterr()
+    assert "layers: left out, as it takes at least 80 products" in captured.out
+    assert "The layers were left out. It takes at least 80 products" in captured.err
+    assert (got.attrs["layers_left_out"], got.attrs["complete"]) == ("yes", "yes")
+    assert "layer_trace" not in got
+    tiny = measured(folder / "gd", "--budget", 3)
+    assert len(tiny.eigenvalues) == 1
+    assert "is at least" in capsys.readouterr().out
+    assert float(tiny.stage_products.sum()) <= 3
 
 
 @pytest.mark.parametrize(
@@ -368,7 +478,7 @@ def test_a_budget_bounds_all_products(folder):
     [
         (["--k", "-1"], "--k is -1"),
         (["--target", "0"], "--target is 0"),
-        (["--budget", "0"], "--budget is 0"),
+        (["--budget", "2"], "--budget is 2"),
         ([*QUICK, "--k", "0"], "nothing to measure"),
     ],
 )

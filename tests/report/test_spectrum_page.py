@@ -98,6 +98,40 @@ def test_what_did_not_converge_or_is_missing_is_told():
     assert ("stopped early", "warn") in verdicts(odd)
 
 
+def test_what_has_not_converged_is_called_a_bound():
+    """A Ritz value bounds the eigenvalue beyond it, and says nothing about its own side of a threshold above it."""
+    data = spectrum(eigenvalues_converged="no", edge_converged="no", threshold=20.0)
+    told = text(data)
+    assert "largest eigenvalue of the Hessian is 14.2 and" in told, "its residual is small enough for these digits"
+    assert "The sharpness, at least 14.2, is at least 71% of the stability threshold 2/⁠η = 20." in told
+    assert "below" not in told
+    assert not any("threshold" in words for words, _ in verdicts(data))
+    data["eigen_residuals"] = data["eigen_residuals"] * 1000
+    assert "largest eigenvalue of the Hessian is at least 14.2 and the smallest is at most −0.6" in text(data)
+    assert "of it" not in text(data), "no share of the trace without the eigenvalues"
+    above = spectrum(eigenvalues_converged="no", edge_converged="no", threshold=10.0)
+    assert "142% of the stability threshold 2/⁠η = 10: above it" in text(above), "which a lower bound does show"
+
+
+def test_what_was_left_out_is_told_and_does_not_look_complete():
+    data = spectrum(trace_converged="no", trace_left_out="yes", trace_stop="Raise --budget.")
+    assert "The trace was left out. Raise --budget." in caveats(data)
+    assert ("parts left out", "warn") in verdicts(data)
+    assert "<code>--budget</code>" in render_spectrum(data), "an option is not broken at its hyphens"
+
+
+def test_without_its_own_stage_the_largest_eigenvalue_stands_for_the_sharpness():
+    data = spectrum().drop_vars(["edge_sharpness", "edge_residual"])
+    assert "The sharpness, 14.2, is 99% of the stability threshold" in text(data)
+    assert not any("do not compare" in note for note in caveats(data))
+
+
+def test_layers_without_curvature_are_told():
+    data = spectrum(layers=[("0", 9, 0.0, 0.0, 0.0), ("2", 9, 0.0, 0.0, 0.0)])
+    assert any("linear between kinks" in note for note in caveats(data))
+    assert not any("linear between kinks" in note for note in caveats(spectrum()))
+
+
 def test_a_threshold_of_another_curvature_is_not_compared():
     adam = spectrum(rule="Adam", comparable="no").drop_vars(["edge_sharpness", "edge_residual"])
     assert "the two do not compare" in caveats(adam)[0]

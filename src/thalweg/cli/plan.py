@@ -51,7 +51,7 @@ class Plan:
             ("k", self.k >= 0, "it counts eigenvalues"),
             ("target", 0 < self.target < math.inf, "a relative standard error is positive"),
             ("tol", self.tol is None or 0 < self.tol < 1, "a relative residual lies between 0 and 1"),
-            ("budget", self.budget is None or self.budget >= 1, "it counts products"),
+            ("budget", self.budget is None or self.budget >= 3, "three find and certify one eigenvalue"),
         ):
             if not good:
                 raise InvalidInput(explain(f"--{name} is {getattr(self, name)}", wanted, "Correct the number"))

@@ -1,6 +1,6 @@
 (function () {
   "use strict";
-  var NARROW = 520, PAPER = 660, FLAT = 0.6;
+  var NARROW = 520, PAPER = 660, FLAT = 0.6, LESS = 0.85;
   var dark = window.matchMedia("(prefers-color-scheme: dark)");
   var colours = JSON.parse(document.getElementById("colours").textContent);
   var plots = Array.prototype.slice.call(document.querySelectorAll(".plot"));
@@ -88,8 +88,9 @@
   function all(isDark, width) {
     plots.forEach(function (div) {
       var change = layoutFor(div.layout, isDark, (width || div.clientWidth) < NARROW), ink = inkFor(div.data, isDark);
-      // On paper figures are flatter, so that two or three fit on a page.
-      var height = Math.round(div.dataset.height * (!width ? 1 : div.dataset.height > 500 ? 0.75 : FLAT));
+      // On paper figures are flatter, so that two or three of a run fit on a page.
+      var flat = !div.dataset.axis ? LESS : div.dataset.height > 500 ? 0.75 : FLAT;
+      var height = Math.round(div.dataset.height * (width ? flat : 1));
       div.style.height = height + "px";
       change.height = height;
       change["margin.t"] = topFor(div.data, width || div.clientWidth, (width || div.clientWidth) < NARROW);

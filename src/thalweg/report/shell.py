@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import re
 from collections.abc import Iterable
 from importlib.resources import files
 from typing import Any
@@ -14,6 +15,9 @@ from thalweg.report.figures import DARK, LIGHT
 
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 """The browser itself keeps the page from loading anything from elsewhere."""
+
+OPTION = re.compile(r"(?<!\S)--[a-z][a-z-]*")
+"""An option in a sentence, which should not be broken at its hyphens."""
 
 
 def document(title: str, body: Iterable[str], version: str) -> str:
@@ -88,7 +92,8 @@ def tiles(cells: Iterable[tuple[str, str, str]]) -> str:
 
 def caveat_list(notes: Iterable[str]) -> str:
     """Return sentences to keep in mind; nothing where there are none."""
-    items = "".join(f"<li>{html.escape(note)}</li>" for note in notes)
+    whole = r"<code>\g<0></code>"
+    items = "".join(f"<li>{OPTION.sub(whole, html.escape(note))}</li>" for note in notes)
     return f'<ul class="caveats" aria-label="To keep in mind">{items}</ul>' if items else ""
 
 

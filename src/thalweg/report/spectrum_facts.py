@@ -13,6 +13,9 @@ from thalweg.report.series import Floats
 SURE = 2.0
 """Standard errors that a statement about an order must keep."""
 
+DIGITS = 1e-4
+"""Residual, relative to the largest eigenvalue, that leaves the digits that are shown."""
+
 OPERATORS = {
     "hessian": "Hessian",
     "gauss-newton": "Gauss-Newton matrix",
@@ -48,6 +51,13 @@ def end_of(data: xr.Dataset, end: int) -> tuple[float, float] | None:
     return float(data["eigenvalues"][at]), float(data["eigen_residuals"][at])
 
 
+def settled(data: xr.Dataset, end: int) -> bool:
+    """Whether the outermost eigenvalue at one end is known: the stage converged, or its digits as shown are right."""
+    found = end_of(data, end)
+    scale = float(abs(data["eigenvalues"]).max()) if found is not None else 0.0
+    return converged(data, "eigenvalues") or (found is not None and found[1] <= DIGITS * scale)
+
+
 def edge_ratio(data: xr.Dataset) -> tuple[float, float, bool] | None:
     """Return sharpness over stability threshold, its residual in the same unit, and whether it converged.
 
@@ -63,7 +73,7 @@ def edge_ratio(data: xr.Dataset) -> tuple[float, float, bool] | None:
     largest = end_of(data, 1)
     if largest is None or data.attrs.get("comparable") != "yes":
         return None
-    return largest[0] / limit, largest[1] / limit, converged(data, "eigenvalues")
+    return largest[0] / limit, largest[1] / limit, settled(data, 1)
 
 
 def traces(data: xr.Dataset) -> Iterator[tuple[str, float, float]]:

@@ -127,7 +127,13 @@ def layer_figure(data: xr.Dataset) -> go.Figure:
             x=data[key].to_numpy().astype(np.float64),
             y=place,
             orientation="h",
-            error_x={"type": "data", "array": data[error].to_numpy().astype(np.float64), "thickness": 1.5, "width": 3},
+            error_x={
+                "type": "data",
+                "array": data[error].to_numpy().astype(np.float64),
+                "thickness": 2,
+                "width": 4,
+                "color": LIMIT,
+            },
             name=name,
             marker={"color": LIGHT[column - 1]},
             meta=column - 1,
@@ -137,6 +143,7 @@ def layer_figure(data: xr.Dataset) -> go.Figure:
             col=column,
         )
     figure.update_yaxes(tickvals=place, ticktext=labels(names), range=[len(names) - 0.4, -0.6], showgrid=False)
+    figure.update_yaxes(title="layer", col=1)
     figure.update_xaxes(title="loss / weight²", nticks=5)
     return _finish(figure, 150 + 26 * len(names)).update_layout(bargap=0.35)
 

@@ -8,7 +8,17 @@ import numpy as np
 import xarray as xr
 
 from thalweg.report.numbers import count, fixed, number, seconds, share, share_error, with_error
-from thalweg.report.spectrum_facts import SURE, converged, edge_ratio, end_of, operator_name, place, shares, traces
+from thalweg.report.spectrum_facts import (
+    SURE,
+    converged,
+    edge_ratio,
+    end_of,
+    operator_name,
+    place,
+    settled,
+    shares,
+    traces,
+)
 from thalweg.report.spectrum_figures import threshold_shown
 
 APART = 4.0
@@ -80,7 +90,7 @@ def tiles(data: xr.Dataset) -> list[tuple[str, str, str]]:
     """Return the key numbers as ``(label, value, remark)``."""
     rows = []
     largest, smallest = end_of(data, 1), end_of(data, -1)
-    bounds = ("", "") if converged(data, "eigenvalues") else ("≥ ", "≤ ")
+    bounds = ["" if settled(data, end) else sign for end, sign in ((1, "≥ "), (-1, "≤ "))]
     if largest is not None:
         rows.append(("Largest eigenvalue", f"{bounds[0]}{number(largest[0])}", f"residual {number(largest[1])}"))
     if (edge := edge_ratio(data)) is not None:
@@ -166,11 +176,12 @@ def _worst(data: xr.Dataset) -> str:
 def _ends(data: xr.Dataset) -> list[str]:
     """Name the outermost eigenvalues. A Ritz value that has not converged still bounds the one beyond it."""
     largest, smallest = end_of(data, 1), end_of(data, -1)
-    done, name = converged(data, "eigenvalues"), operator_name(data)
+    name = operator_name(data)
     words: list[str] = []
-    for found, which, bound in ((largest, "largest", "at least"), (smallest, "smallest", "at most")):
+    for found, end, which, bound in ((largest, 1, "largest", "at least"), (smallest, -1, "smallest", "at most")):
         if found is None:
             continue
+        done = settled(data, end)
         of = f"the {which}" if words else f"At {place(data)} the {which} eigenvalue of the {name}"
         text = f"{of} is {'' if done else f'{bound} '}{number(found[0])}"
         if which == "smallest" and found[0] < (-found[1] if done else 0) and name == "Hessian":
