@@ -5,7 +5,7 @@ import pytest
 import torch
 from toys import digits, of_weights, two_valleys, valley
 
-from thalweg.errors import InvalidInput, NotDifferentiable
+from thalweg.errors import InvalidInput, NotConverged, NotDifferentiable
 from thalweg.flows.central import CentralMap, Settings
 from thalweg.flows.forecast import central_flow
 from thalweg.flows.midpoint import Midpoint
@@ -265,3 +265,18 @@ def test_what_cannot_be_forecast_is_refused():
     relu = digits(torch.float64, samples=100, activation=torch.nn.ReLU)
     with pytest.raises(NotDifferentiable):
         central_flow(relu, GradientDescent(lr=0.3), 300)
+
+
+def test_a_flow_that_loses_the_limit_says_so_and_keeps_what_it_had():
+    """Sharpness that leaps past the limit between two points: no derivative foretells it."""
+
+    def loss(w):
+        leap = torch.sigmoid(1e5 * (w[1] - 1.01))  # curvature 1 before, 8 after, the step in between
+        return 0.5 * (1 + 7 * leap) * w[0] ** 2 - 0.05 * w[1]
+
+    problem = of_weights(loss, 0.0, 0.0)
+    with pytest.raises(NotConverged, match="limit is 2") as caught:
+        central_flow(problem, GradientDescent(lr=0.5), 80, processes=("central",))
+    kept = caught.value.result
+    assert 20 < kept.data.sizes["time"] < 80
+    assert "ended at time" in kept.stop

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from thalweg.errors import InvalidInput, NonFinite, explain
+from thalweg.errors import InvalidInput, NonFinite, NotConverged, explain
 from thalweg.flows.frames import oscillation
 from thalweg.flows.laws import LIMIT, Law
 from thalweg.flows.process import Frame, Process
@@ -19,6 +19,8 @@ from thalweg.problem import Problem
 from thalweg.rules import State
 from thalweg.spectra import Eigenpairs, EigenTracker
 
+LOST = 0.3
+"""Effective eigenvalues this far above the limit mean that the flow has lost it."""
 FAR, LOOSE = 1.7, 3e-2
 """Below this nothing is near the limit, and eigenvalues need this residual only: their error is its square."""
 
@@ -69,6 +71,7 @@ class CentralMap(Process):
         self.start: Tensor | None = None
         self.interval = 1
         self.rejected = 0
+        self.excess = 0.0
         self._ready: list[Frame] = []
         self._here: tuple[float, Tensor] | None = None
         self._resume: dict[str, Tensor] = {}
@@ -102,11 +105,32 @@ class CentralMap(Process):
                 error = float((expected[:shared] - fresh[:shared]).abs().max())
             unseen = len(fresh) > watched and float(fresh[watched]) > LIMIT + 2 * self.settings.tolerance
             if self.interval == 1 or not (unseen or error > 4 * self.settings.tolerance):
+                self._judge(fresh)
                 self._choose_interval(error, before, fresh)
                 return
             self.rejected += 1
             self.w, self.state, self.time, self.block, self.start, self.leading, self._here = begin
             self.interval //= 2
+
+    def _judge(self, fresh: Tensor) -> None:
+        """Refuse to go on where even steps of one unit lose the limit, or more is critical than is followed."""
+        self.excess = max(self.excess, float(fresh[0]) - LIMIT)
+        if self.excess > LOST:
+            raise NotConverged(
+                explain(
+                    f"At time {self.time:g} the flow has an effective eigenvalue of {float(fresh[0]):.3g}",
+                    f"the limit is {LIMIT:g}, and the curvature changes by more in one step than its derivative tells",
+                    "Lower the learning rate, or let the rule itself pass this place (warm_start=)",
+                )
+            )
+        if len(fresh) > self.settings.max_critical and float(fresh[-1]) > self.settings.candidate:
+            raise NotConverged(
+                explain(
+                    f"At time {self.time:g} more than {self.settings.max_critical} eigenvalues are critical",
+                    "that is how many directions are followed",
+                    "Raise max_critical, or lower the learning rate",
+                )
+            )
 
     def _one(self) -> Frame:
         """One step of the map."""
@@ -216,7 +240,7 @@ class CentralMap(Process):
     def _snapshot(self) -> dict[str, Tensor]:
         """The start of this segment: it is computed again, to the same bits, after a resume."""
         state = super().state_dict() | {f"tracker.{k}": t for k, t in self.tracker.state_dict().items()}
-        state["map"] = torch.tensor([self.interval, self.rejected], dtype=torch.int64)
+        state["map"] = torch.tensor([self.interval, self.rejected, self.excess], dtype=torch.float64)
         for name, tensor in (("leading", self.leading), ("start", self.start)):
             if tensor is not None:
                 state[name] = tensor.clone()
@@ -233,7 +257,7 @@ class CentralMap(Process):
         super().load_state_dict({k: t for k, t in state.items() if not k.startswith("tracker.")})
         known = {k.removeprefix("tracker."): t for k, t in state.items() if k.startswith("tracker.")}
         self.tracker.load_state_dict(known)
-        self.interval, self.rejected = (int(n) for n in state["map"])
+        self.interval, self.rejected, self.excess = int(state["map"][0]), int(state["map"][1]), float(state["map"][2])
         self.leading, self.start = state.get("leading"), state.get("start")
         self.block = Critical(state["U"], state["A"], state["D"]) if "U" in state else None
         self._here, self._ready = None, []

@@ -6,15 +6,14 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
-import torch
-import xarray as xr
 from torch import Tensor
 
-from thalweg.errors import InvalidInput, NonFinite, explain
+from thalweg.errors import InvalidInput, NonFinite, NotConverged, explain
 from thalweg.flows.central import CentralMap, Settings
+from thalweg.flows.labels import dataset_of, row_of
 from thalweg.flows.laws import LIMIT
 from thalweg.flows.midpoint import Midpoint
-from thalweg.flows.process import Discrete, Frame, Process
+from thalweg.flows.process import Discrete, Process
 from thalweg.flows.reference import CentralReference, Euler
 from thalweg.flows.registry import law_of
 from thalweg.flows.result import FlowResult
@@ -30,16 +29,8 @@ MEMORY = (
     "than without momentum, and the variance is underestimated, the more the longer the memory is."
 )
 """What a user of a forecast with momentum is told."""
-
-_UNITS = {
-    "loss": ("loss", "loss of the {}"),
-    "squared_gradient": ("(loss / weight)^2", "squared gradient norm of the {}"),
-    "predicted_loss": ("loss", "time-averaged loss that the central flow predicts"),
-    "predicted_squared_gradient": ("(loss / weight)^2", "time-averaged squared gradient that it predicts"),
-    "critical": ("1", "critical eigenvalues"),
-    "total_variance": ("weight^2", "total variance of the oscillation that it predicts"),
-    "residual": ("1", "largest residual of the complementarity conditions"),
-}
+WIDE = 0.05
+"""A result whose effective eigenvalues pass the limit by more says so."""
 
 
 def central_flow(
@@ -87,7 +78,8 @@ def central_flow(
     Raises:
         InvalidInput: The rule has no known flow, a process is unknown, or the rule is unstable at the start.
         NotDifferentiable: The loss has no third derivative that can be trusted, such as a ReLU network's.
-        NotConverged: Eigenpairs or the oscillation could not be found.
+        NotConverged: Eigenpairs or the oscillation could not be found, or the flow lost the limit; ``error.result``
+            is the forecast until then.
         NonFinite: A process diverges. ``error.result`` is not kept; shorten ``time``.
 
     Example:
@@ -154,7 +146,7 @@ def central_flow(
     try:
         for t in range(time):
             frames = {name: process.step() for name, process in running.items()}
-            rows.append(_row(frames, w))
+            rows.append(row_of(frames, w))
             bad = [name for name, frame in frames.items() if not np.isfinite(frame.values["loss"])]
             if bad:
                 raise NonFinite(
@@ -165,15 +157,32 @@ def central_flow(
                     )
                 )
             meter.step({"step": t + 1, "loss": rows[-1]["predicted_loss"], "critical": rows[-1]["critical"]})
+    except NotConverged as error:
+        if not rows:
+            raise
+        stop = f"It ended at time {len(rows)} of {time}: {error}"
+        raise NotConverged(str(error), _result(rows, mode, running, stop)) from error
     finally:
         meter.close()
+    return _result(rows, mode, running, f"All {time} units of time were computed.")
+
+
+def _result(rows: list[dict[str, Any]], mode: str, running: dict[str, Process], stop: str) -> FlowResult:
+    central = running["central"]
+    excess = getattr(central, "excess", 0.0)
+    notes = [MEMORY] if central.law.remembers else []
+    if excess > WIDE:
+        notes.append(
+            f"An effective eigenvalue came to {LIMIT + excess:.3g}, past the limit of {LIMIT:g}: it changes by more in "
+            "one step than its derivative tells, and the forecast is less sure from there on."
+        )
     return FlowResult(
-        data=_dataset(rows),
+        data=dataset_of(rows),
         mode=mode,
         points={name: process.w for name, process in running.items()},
-        cost={name: process.ledger.equivalents / time for name, process in running.items()},
-        stop=f"All {time} units of time were computed.",
-        notes=(MEMORY,) if law.remembers else (),
+        cost={name: process.ledger.equivalents / len(rows) for name, process in running.items()},
+        stop=stop,
+        notes=tuple(notes),
     )
 
 
@@ -187,78 +196,3 @@ def _settings(given: Any, kind: Any) -> Any:
             )
         )
     return given or kind()
-
-
-def _row(frames: dict[str, Frame], start: Tensor) -> dict[str, Any]:
-    """All numbers of one time."""
-    central = frames["central"]
-    row: dict[str, Any] = {"time": central.time}
-    for name, frame in frames.items():
-        for key in ("loss", "squared_gradient"):
-            if key in frame.values:
-                row[f"{key}_{name}"] = frame.values[key]
-    for key in ("predicted_loss", "predicted_squared_gradient", "critical", "total_variance"):
-        row[key] = central.values[key]
-    row["residual"] = central.values.get("residual", 0.0)
-    row["effective_eigenvalues"] = central.eigenvalues
-    row["predicted_variance"] = central.X
-    assert central.metric is not None
-    row["effective_step"] = float((1 / central.metric).mean())
-    discrete = frames.get("discrete")
-    middle = frames.get("midpoint")
-    if middle is not None:
-        for name in ("central", "stable"):
-            if name in frames:
-                row[f"distance_{name}_midpoint"] = float((middle.w - frames[name].w).norm())
-    if discrete is not None:
-        row["travelled"] = float((discrete.w - start).norm())
-        for name, frame in frames.items():
-            if name != "discrete":
-                row[f"distance_{name}"] = float((discrete.w - frame.w).norm())
-        if central.directions is not None:
-            away = (discrete.w - central.w) * central.metric.to(discrete.w)
-            row["measured_variance"] = (central.directions.T @ away).square()
-    return row
-
-
-def _dataset(rows: list[dict[str, Any]]) -> xr.Dataset:
-    """Rows as labelled arrays; what a time does not have is NaN."""
-    wide = [
-        key
-        for key in ("effective_eigenvalues", "predicted_variance", "measured_variance")
-        if any(row.get(key) is not None for row in rows)
-    ]
-    width = max([len(row[key]) for row in rows for key in wide if row.get(key) is not None], default=0)
-    names = {
-        "effective_eigenvalues": ("1", f"eigenvalues of P^-1 H along the central flow; the limit is {LIMIT:g}"),
-        "predicted_variance": ("1", "predicted variance along each critical direction, in the metric"),
-        "measured_variance": ("1", "squared displacement of the discrete run along each of them"),
-        "effective_step": ("weight^2 / loss", "mean step size of the central flow"),
-        "travelled": ("weight", "distance of the discrete run from its start"),
-    }
-    variables: dict[str, Any] = {}
-    for key in {key: None for row in rows for key in row if key != "time"}:
-        if key in wide:
-            block = np.full((len(rows), width), np.nan)
-            for i, row in enumerate(rows):
-                if row.get(key) is not None:
-                    values = row[key].detach().to("cpu", torch.float64).numpy()
-                    block[i, : len(values)] = values
-            unit, text = names[key]
-            variables[key] = (("time", "eigenvalue"), block, {"units": unit, "long_name": text})
-        elif any(not isinstance(row.get(key), Tensor) and row.get(key) is not None for row in rows):
-            if key in names:
-                unit, text = names[key]
-            elif key.startswith("distance_"):
-                name, _, other = key.removeprefix("distance_").partition("_")
-                unit, text = "weight", f"distance of the {name} process from the {other or 'discrete'} one"
-            else:
-                base = next(name for name in sorted(_UNITS, key=len, reverse=True) if key.startswith(name))
-                unit, text = _UNITS[base][0], _UNITS[base][1].format(f"{key.removeprefix(base + '_')} process")
-            values = np.array([float(row.get(key, np.nan)) for row in rows])
-            variables[key] = ("time", values, {"units": unit, "long_name": text})
-    coordinates = {
-        "time": ("time", np.array([row["time"] for row in rows]), {"units": "steps", "long_name": "time"}),
-        "eigenvalue": ("eigenvalue", np.arange(1, width + 1), {"units": "1", "long_name": "rank"}),
-    }
-    return xr.Dataset(variables, coords=coordinates)
