@@ -14,6 +14,8 @@ from thalweg.report.series import Floats
 
 ENOUGH = 20
 """Times after the onset below which no share of them is stated."""
+BOUNCE = 0.02
+"""Relative change from step to step and back, of what should move smoothly, above which the flow itself bounces."""
 CLOSES = 0.5
 """An account that misses more than this part of a share, where nothing is to be missed, does not support the share."""
 
@@ -115,11 +117,12 @@ def slope(result: FlowResult) -> Slope | None:
 
     Along the flow ``dL/dt = -\eta g'(g + 1/2 grad <H, Sigma>)``, so ``\int \eta |g|^2 dt`` less the fall of the loss
     is what the penalty took. The integral is that of a path in whole steps, ``(3 a + b) / 4`` of the ends of each:
-    exact to second order in the step. None where the forecast is too short, or the account does not close before.
+    exact to second order in the step. None where the forecast is too short, where the account does not close before the
+    onset, or where the map bounces: the gradient of a bounce lowers nothing.
     """
     begin, data = onset(result), result.data
     plain = data.attrs.get("rule") in ("GradientDescent", "ScalarRMSProp") and not data.attrs.get("weight_decay")
-    if begin is None or not plain or data.sizes["time"] - begin < ENOUGH:
+    if begin is None or not plain or data.sizes["time"] - begin < ENOUGH or bounce(result) > BOUNCE:
         return None
     rate = column(data, "effective_step") * column(data, "squared_gradient_central")
     each, loss = (3 * rate[:-1] + rate[1:]) / 4, column(data, "loss_central")
@@ -130,11 +133,29 @@ def slope(result: FlowResult) -> Slope | None:
     along, fallen = part(begin, len(loss) - 1)
     share = 1 - fallen / along if along > 0 else float("nan")
     half = begin // 2  # the first steps turn sharply, and lie far from where the account is used
-    before = part(half, begin) if begin >= ENOUGH else (0.0, 0.0)
+    before = part(half, begin - 1) if begin >= ENOUGH else (0.0, 0.0)
     closing = abs(1 - before[1] / before[0]) if before[0] > 0 else float("nan")
     if not 0 < share < 1 or (np.isfinite(closing) and closing > CLOSES * share):
         return None
     return Slope(along, fallen, share, closing)
+
+
+def bounce(result: FlowResult) -> float:
+    """Return how much squared gradient and variance at the flow alternate from step to step, relative to their means.
+
+    A flow is smooth. In map mode its steps are of length one, and a critical direction is one in which such a step
+    overshoots by as much as it started from: what remains of it there shows as a change of sign at each step.
+    """
+    begin = onset(result)
+    if begin is None or result.data.sizes["time"] - begin < ENOUGH:
+        return 0.0
+    sums = np.nansum(column(result.data, "predicted_variance"), axis=1)[begin:]
+    found = [0.0]
+    for values in (column(result.data, "squared_gradient_central")[begin:], sums):
+        kinks = np.abs(values[:-2] - 2 * values[1:-1] + values[2:]) / 4
+        steady = np.minimum(np.abs(kinks[1:]), np.abs(kinks[:-1]))  # single jumps are no bounce
+        found.append(float(np.median(steady) / values.mean()) if values.mean() > 0 else 0.0)
+    return max(found)
 
 
 def largest(result: FlowResult) -> Floats:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import plotly.graph_objects as go
 from scipy.ndimage import gaussian_filter1d
@@ -14,12 +16,12 @@ from thalweg.report.flow_facts import column, onset, sigma_of, smoothed, steps
 from thalweg.report.numbers import number
 from thalweg.report.series import Floats, Series, thin
 
-SHOWN = 6
+SHOWN = 5
 """Directions drawn at most."""
-PALE = "rgba(125,133,144,0.55)"
+SLIGHT = 0.01
+"""Part of the largest variance that a direction must reach at some time to be drawn."""
+PALE = "rgba(125,133,144,0.85)"
 """Colour of the raw loss, on light and dark."""
-TINY = 1e-12
-"""Relative size below which a variance is none, on a logarithmic axis."""
 
 
 def loss_figure(result: FlowResult) -> go.Figure:
@@ -31,8 +33,11 @@ def loss_figure(result: FlowResult) -> go.Figure:
     figure, data, sigma = go.Figure(), result.data, sigma_of(result)
     if "loss_discrete" in data:
         raw = column(data, "loss_discrete")
-        _line(figure, result, raw, "loss of the run", None, width=0.8)
-        _line(figure, result, gaussian_filter1d(raw, sigma), f"smoothed over {number(sigma)} steps", 7, width=2.6)
+        _line(figure, result, raw, "loss of the run", None, width=1.0)
+        mean = gaussian_filter1d(raw, sigma)
+        if len(mean) > 8 * sigma:
+            mean[: round(2 * sigma)] = np.nan  # where the loss drops within a width, its mean is nowhere near it
+        _line(figure, result, mean, f"smoothed over {number(sigma)} steps", 7, width=2.6)
     _line(figure, result, column(data, "predicted_loss"), "predicted average", 1, width=2.0)
     _line(figure, result, column(data, "loss_central"), "at the central flow", 0, width=1.6)
     if "loss_stable" in data:
@@ -41,7 +46,9 @@ def loss_figure(result: FlowResult) -> go.Figure:
     shown = shown[np.isfinite(shown)]
     log = bool(len(shown) and shown.min() > 0 and shown.max() > 8 * np.median(shown))
     if log:
-        figure.update_yaxes(type="log")
+        low, high = math.floor(math.log10(shown.min())), math.ceil(math.log10(shown.max()))
+        ticks = [m * 10.0**e for e in range(low, high + 1) for m in ((1, 2, 5) if high - low <= 3 else (1,))]
+        figure.update_yaxes(type="log", tickvals=ticks, ticktext=[f"{tick:.4g}" for tick in ticks])
     return _finish(figure, result, "loss")
 
 
@@ -65,7 +72,7 @@ def eigenvalue_figure(result: FlowResult) -> go.Figure:
         line={"dash": "dash", "width": 2.0, "color": LIMIT_COLOUR},
         hovertemplate="%{y:.4g}<extra>limit</extra>",
     )
-    return _finish(figure, result, "effective eigenvalue").update_yaxes(rangemode="tozero")
+    return _finish(figure, result, "effective eigenvalue")
 
 
 def variance_figure(result: FlowResult) -> go.Figure:
@@ -81,10 +88,11 @@ def variance_figure(result: FlowResult) -> go.Figure:
         return go.Figure()
     predicted = column(result.data, "predicted_variance")
     measured = column(result.data, "measured_variance") if "measured_variance" in result.data else None
-    shown = [i for i in range(min(predicted.shape[1], SHOWN)) if np.nanmax(predicted[:, i], initial=0.0) > 0]
+    least = SLIGHT * np.nanmax(predicted, initial=0.0)
+    shown = [i for i in range(min(predicted.shape[1], SHOWN)) if np.nanmax(predicted[:, i], initial=0.0) > least]
     figure, sigma = go.Figure(), sigma_of(result)
     for i in shown:
-        _line(figure, result, _positive(predicted[:, i]), f"predicted, direction {i + 1}", i, width=2.0)
+        _line(figure, result, _neighbours(predicted[:, i]), f"predicted, direction {i + 1}", i, width=2.0)
         if measured is not None:
             mean = np.where(np.isfinite(predicted[:, i]), smoothed(measured[:, i], sigma), np.nan)
             _line(figure, result, mean, f"measured, direction {i + 1}", i, width=1.4, dash="dot")
@@ -115,8 +123,14 @@ def distance_figure(result: FlowResult) -> go.Figure:
     return _finish(figure, result, "distance / distance travelled")
 
 
-def _positive(values: Floats) -> Floats:
-    return np.asarray(np.where(values > TINY * np.nanmax(values, initial=0.0), values, 0.0), dtype=np.float64)
+def _neighbours(values: Floats) -> Floats:
+    """Average over neighbouring steps, ``(a + 2 b + c) / 4``, where all three are known."""
+    known = np.isfinite(values)
+    if len(values) < 2:
+        return values
+    padded = np.concatenate([[values[1]], values, [values[-2]]])  # (a + b) / 2 at both ends
+    mean = (padded[:-2] + 2 * padded[1:-1] + padded[2:]) / 4
+    return np.asarray(np.where(known & np.isfinite(mean), mean, values), dtype=np.float64)
 
 
 def _line(

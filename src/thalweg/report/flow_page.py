@@ -19,11 +19,13 @@ from thalweg.report.spectrum_page import table
 
 SEE = {
     "loss": "Thin: the loss of the run, which goes up and down across the valley. The flow predicts its average over "
-    "time, which is to be compared with the smoothed loss, and lies lower itself: the difference is the oscillation.",
+    "time, which is to be compared with the smoothed loss, and lies lower itself: the difference is the oscillation. "
+    "The dotted line is where the flow becomes critical.",
     "eigenvalues": "The curvature along the central flow as the optimizer sees it. The oscillation holds each "
     "eigenvalue at the limit that it has reached; without it they would go on rising.",
     "variance": "Along each critical direction, strongest first: the variance that the flow predicts, and the squared "
-    "displacement of the run from the flow, smoothed. Both are in the metric of the optimizer.",
+    "displacement of the run from the flow. Both are in the metric of the optimizer; the prediction is averaged over "
+    "neighbouring steps, the measurement over the width of the smoothing.",
     "distance": "How far each flow is from the run, over how far the run has come. The stable flow is what the "
     "optimizer would follow if its steps were small.",
 }
@@ -182,11 +184,12 @@ def _comparison(result: FlowResult) -> str:
         for name, (words, write) in NUMBERS.items()
         if name in values and math.isfinite(values[name])
     ]
+    lines = "".join(f'<tr><th scope="row" style="width:72%">{words}</th><td>{value}</td></tr>' for words, value in rows)
     return (
         '<section aria-labelledby="comparison"><h2 id="comparison">Comparison with the run</h2>'
         "<p>From the onset on, or over all times where there is none. Losses and squared gradients are smoothed by a "
         f"Gaussian of width {number(sigma_of(result))} steps before they are compared.</p>"
-        f"{table(('quantity', 'value'), rows)}</section>"
+        f"<table>{lines}</table></section>"
     )
 
 
@@ -197,7 +200,7 @@ def _cost(result: FlowResult) -> str:
     return (
         '<section aria-labelledby="cost"><h2 id="cost">Cost</h2>'
         "<p>In gradients over all data, which every other product is counted in by what it costs. The run itself takes "
-        f"one a step.{told}</p>{table(('process', 'gradients a unit of time', 'gradients in all'), rows)}</section>"
+        f"one a step.{told}</p>{table(('process', 'a unit of time', 'in all'), rows)}</section>"
     )
 
 

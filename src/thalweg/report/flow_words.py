@@ -9,6 +9,8 @@ import numpy as np
 from thalweg.flows.laws import LIMIT
 from thalweg.flows.result import FlowResult
 from thalweg.report.flow_facts import (
+    BOUNCE,
+    bounce,
     column,
     comparison,
     constant_rate,
@@ -57,6 +59,11 @@ def caveats(result: FlowResult) -> list[str]:
             f"The largest effective eigenvalue along the flow reaches {number(worst)}, above its limit {LIMIT:g}: "
             "there the flow is not resolved, and its oscillation is not to be trusted."
         )
+    if (kink := bounce(result)) > BOUNCE:
+        notes.append(
+            f"The flow itself bounces: its squared gradient or its variance goes up and down by {share(kink)} from one "
+            "step to the next, where it should be smooth. How the slope is spent cannot be told."
+        )
     if result.mode == "reference":
         notes.append(
             "In reference mode the differential equation itself is followed, which is not closer to the optimizer than "
@@ -87,8 +94,9 @@ def tiles(result: FlowResult) -> list[tuple[str, str, str]]:
         rows.append(("Critical from", f"{steps(result)[begin]:,}", f"at most {count(int(active.max()), 'direction')}"))
     if found is not None:
         width = f"smoothed over {number(found.sigma)} steps"
-        rows.append(("Error of the loss", share(found.loss_error), width))
-        rows.append(("Distance at the end", share(found.distance), "of the distance travelled"))
+        if begin is not None:
+            rows.append(("Error of the loss", share(found.loss_error), width))
+            rows.append(("End distance", share(found.distance), "of the distance travelled"))
         if math.isfinite(found.variance_ratio):
             rows.append(("Variance", fixed(found.variance_ratio), "measured / predicted"))
     rows.append(("Cost", f"{result.cost['central']:.1f}", "gradients a unit of time"))
@@ -128,7 +136,9 @@ def _prediction(result: FlowResult) -> list[str]:
             if better
             else f", no better than the loss at the flow without the oscillation ({share(found.loss_error_without)})."
         )
-    if math.isfinite(found.distance):
+    if begin is None and result.mode == "map":
+        sentences.append("Below the limit the map is the optimizer itself, so there is nothing to compare.")
+    elif math.isfinite(found.distance):
         text = f"It ends {share(found.distance)} of the distance travelled away from the run"
         if math.isfinite(found.stable_distance):
             text += f", the stable flow, which knows no oscillation, {share(found.stable_distance)}"
@@ -221,7 +231,7 @@ def figure_words(result: FlowResult) -> dict[str, str]:
         told["variance"] = f"Measured over predicted, all directions and times: {fixed(found.variance_ratio)}."
         if math.isfinite(found.variance_correlation):
             told["variance"] += f" Correlation of the smoothed sums: {fixed(found.variance_correlation)}."
-    if math.isfinite(found.distance):
+    if math.isfinite(found.distance) and onset(result) is not None:
         told["distance"] = f"At the end: central flow {share(found.distance)}"
         if math.isfinite(found.stable_distance):
             told["distance"] += f", stable flow {share(found.stable_distance)}"
