@@ -182,15 +182,16 @@ def child(task: Record) -> None:
         made = clock()
         out = product(v)
         end = clock()
-        found: Record = {"first": end - start, "product": end - made, "sum": float(v @ out.double().to(v))}
+        found: Record = {"first": end - start, "product": end - made, "sum": float(v.double() @ out.double())}
     else:
         found = (SOLVERS[task["name"]] if task["kind"] == "eigen" else _critical)(problem, task["steps"])
         end = clock()
     found |= {"peak": highest() - before, "seconds": end - start}
     vector = found.pop("vector", None)
     if vector is not None:
-        vector = vector / vector.norm()
-        image = hessian(problem, layout="double_backward").matvec(vector)
+        length = vector.double().norm()  # sums of so many numbers lose digits in float32
+        image = hessian(problem, layout="double_backward").matvec(vector).double() / length
+        vector = vector.double() / length
         value = float(vector @ image)
         found |= {"rayleigh": value, "residual": float((image - value * vector).norm()) / abs(value)}
     print(json.dumps(found), flush=True)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from thalweg import errors as errors
     from thalweg import rules as rules
+    from thalweg.flows.forecast import central_flow as central_flow
     from thalweg.operators.adapters import from_curvlinops as from_curvlinops
     from thalweg.operators.adapters import from_scipy as from_scipy
     from thalweg.operators.adapters import to_curvlinops as to_curvlinops
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from thalweg.operators.hessian import hessian as hessian
     from thalweg.operators.preconditioned import preconditioned as preconditioned
     from thalweg.operators.sharded import ShardedProblem as ShardedProblem
+    from thalweg.operators.third import third_derivative as third_derivative
     from thalweg.operators.verify import doctor as doctor
     from thalweg.problem.heads import language_model_loss as language_model_loss
     from thalweg.problem.linear_cross_entropy import linear_cross_entropy as linear_cross_entropy
@@ -57,6 +59,7 @@ _HOME = {
     "ShardedProblem": "operators.sharded",
     "batch_loss": "problem",
     "batch_sharpness": "spectra",
+    "central_flow": "flows",
     "critical_sharpness": "spectra",
     "data_parallel": "operators.data_parallel",
     "diagonal": "spectra",
@@ -80,6 +83,7 @@ _HOME = {
     "sharpness_from_cosine": "spectra",
     "sharpness_from_updates": "spectra",
     "spectral_density": "spectra",
+    "third_derivative": "operators",
     "to_curvlinops": "operators",
     "top_eigenpairs": "spectra",
     "trace": "spectra",

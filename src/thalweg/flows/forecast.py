@@ -83,9 +83,9 @@ def central_flow(
         NonFinite: A process diverges. ``error.result`` is not kept; shorten ``time``.
 
     Example:
+        >>> import torch
         >>> from thalweg.rules import GradientDescent
-        >>> torch.manual_seed(0)  # doctest: +ELLIPSIS
-        <torch._C.Generator object at ...>
+        >>> _ = torch.manual_seed(0)
         >>> model = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1)).double()
         >>> x = torch.randn(20, 3, dtype=torch.float64)
         >>> problem = Problem(model, torch.nn.MSELoss(), (x, torch.sin(x.sum(1, keepdim=True))))

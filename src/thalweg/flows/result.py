@@ -126,18 +126,18 @@ class FlowResult:
         error = np.abs(smooth("predicted_loss") - truth) / truth
         squares = smooth("squared_gradient_discrete")
         measured = self._column("measured_variance").fillna(0).sum("eigenvalue").values
-        ratio = float(measured[onset:].mean() / variance[onset:].mean()) if len(active) else float("nan")
+        ratio = float(measured[onset:].mean() / variance[onset:].mean()) if len(active) else np.nan
         pair = [gaussian_filter1d(v, sigma)[onset:] for v in (measured, variance)]
         varies = len(active) > 2 and all(float(v.std()) > 0 for v in pair)
         travelled = float(self.data["travelled"].values[-1])
 
         def end(name: str) -> float:
-            return float(self.data[name].values[-1]) / travelled if name in self.data else float("nan")
+            return float(self.data[name].values[-1]) / travelled if name in self.data else np.nan
 
         middle = self.data["loss_midpoint"].values[onset:] if "loss_midpoint" in self.data else None
         at_flow = self.data["loss_central"].values[onset:]
         return Comparison(
-            onset=float(self.data["time"].values[onset]) if len(active) else float("nan"),
+            onset=float(self.data["time"].values[onset]) if len(active) else np.nan,
             sigma=float(sigma),
             loss_error=float(error.mean()),
             loss_error_max=float(error.max()),
@@ -146,9 +146,9 @@ class FlowResult:
             distance=end("distance_central"),
             stable_distance=end("distance_stable"),
             midpoint_distance=end("distance_central_midpoint"),
-            midpoint_loss_error=float("nan") if middle is None else float((np.abs(at_flow - middle) / middle).mean()),
+            midpoint_loss_error=np.nan if middle is None else float((np.abs(at_flow - middle) / middle).mean()),
             variance_ratio=ratio,
-            variance_correlation=float(np.corrcoef(*pair)[0, 1]) if varies else float("nan"),
+            variance_correlation=float(np.corrcoef(*pair)[0, 1]) if varies else np.nan,
             largest_eigenvalue=float(np.nanmax(self.data["effective_eigenvalues"].values[onset:])),
         )
 

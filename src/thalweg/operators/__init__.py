@@ -14,6 +14,8 @@ from thalweg.operators.gauss_newton import gauss_newton as gauss_newton
 from thalweg.operators.hessian import HessianOperator as HessianOperator
 from thalweg.operators.hessian import hessian as hessian
 from thalweg.operators.preconditioned import preconditioned as preconditioned
+from thalweg.operators.third import ThirdDerivative as ThirdDerivative
+from thalweg.operators.third import third_derivative as third_derivative
 from thalweg.operators.verify import doctor as doctor
 
 __all__ = [
@@ -21,6 +23,7 @@ __all__ = [
     "Diagnosis",
     "HessianOperator",
     "Operator",
+    "ThirdDerivative",
     "curvlinops_arguments",
     "doctor",
     "empirical_fisher",
@@ -31,5 +34,6 @@ __all__ = [
     "gauss_newton",
     "hessian",
     "preconditioned",
+    "third_derivative",
     "to_curvlinops",
 ]

@@ -1,0 +1,143 @@
+"""How well central flows forecast: five networks, two losses, three rules, two learning rates each.
+
+Each row is a run of the rule and its forecast from the same start, after ten steps of the rule itself. Errors are those
+of `FlowResult.compare`: the loss averaged over time by a Gaussian of 20 steps, from the time at which the flow becomes
+critical; distances are end distances over the way that the rule has gone. The larger rate of each rule is
+the largest of a grid that is stable after those steps, the smaller half of it. What fails is a row that says why.
+
+    python benchmarks/flow_validation.py            about fifteen minutes of CPU time
+    python benchmarks/flow_validation.py --quick    one network, about a minute
+    python benchmarks/flow_validation.py --save     also writes results/flow_validation.json and .md
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from _common import arguments, header, machine, save, table
+
+import thalweg as tw
+from thalweg.errors import ThalwegError
+from thalweg.flows.forecast import central_flow
+from thalweg.problem.data import Data, DataConfig, load_data, loss_for
+from thalweg.problem.zoo import ModelConfig, build_model
+
+SIGMA, WARM = 20.0, 10
+MODELS = {
+    "MLP, tanh": (ModelConfig("mlp", depth=3, width=32, activation="tanh"), "digits", 300),
+    "MLP, GELU": (ModelConfig("mlp", depth=3, width=32, activation="gelu"), "digits", 300),
+    "CNN": (ModelConfig("cnn", depth=3, width=8, activation="gelu"), "digits", 200),
+    "ViT": (ModelConfig("vit", depth=1, width=16, heads=2, activation="gelu"), "digits", 200),
+    "transformer, sorting": (ModelConfig("transformer", depth=1, width=16, heads=2, activation="gelu"), "sorting", 200),
+}
+
+
+def problem_of(name: str, loss: str, seed: int) -> tw.Problem:
+    """Build one of the networks, in float32."""
+    config, dataset, samples = MODELS[name]
+    data: Data = load_data(DataConfig(name=dataset, samples=samples, seed=seed))
+    torch.manual_seed(seed)
+    return tw.Problem(build_model(config, data, seed), loss_for(loss, data), data.pair())
+
+
+def rules(problem: tw.Problem) -> dict[str, Any]:
+    """Two learning rates of each rule: the largest of a grid that is stable after the first steps, and half of it."""
+    kinds: dict[str, tuple[float, Callable[[float], Any]]] = {
+        "GD": (4.0, lambda lr: tw.rules.GradientDescent(lr=lr)),
+        "scalar RMSProp": (0.1, lambda lr: tw.rules.ScalarRMSProp(lr=lr, bias_correction=True)),
+        "RMSProp": (2e-3, lambda lr: tw.rules.RMSProp(lr=lr, bias_correction=True)),
+    }
+    found = {}
+    for name, (lr, make) in kinds.items():
+        while not stable(problem, make(lr)):
+            lr /= 1.5
+        found |= {f"{name} {rate:.2g}": make(float(f"{rate:.2g}")) for rate in (lr, lr / 2)}
+    return found
+
+
+def stable(problem: tw.Problem, rule: Any) -> bool:
+    """Whether the rule lowers the loss in its first steps, and is below 0.9 of its limit after them."""
+    w, state = problem.initial, rule.init(problem.initial)
+    first = problem.value(w)
+    for _ in range(WARM):
+        w, state = rule.advance(w, state, problem.gradient(w))
+    return bool(problem.value(w) < first) and tw.edge(problem, rule, w, state).ratio < 0.9
+
+
+def forecast(problem: tw.Problem, rule: Any, steps: int) -> dict[str, Any]:
+    """One row."""
+
+    def attempt(processes: tuple[str, ...]) -> Any:
+        return central_flow(problem, rule, steps, warm_start=WARM, processes=processes)
+
+    every: tuple[str, ...] = ("discrete", "midpoint", "central")
+    try:
+        try:
+            flow = attempt((*every, "stable"))
+        except tw.errors.NonFinite:  # the stable flow may become stiff beyond use
+            flow = attempt(every)
+    except ThalwegError as error:
+        return {"failed": f"{type(error).__name__}: {str(error)[:160]}"}
+    found = flow.compare(SIGMA)
+    middle = flow.data.get("distance_stable_midpoint")
+    travelled = float(flow.data["travelled"].values[-1])
+    return {
+        **{name: getattr(found, name) for name in found.__dataclass_fields__},
+        "stable_to_midpoint": float("nan") if middle is None else float(middle.values[-1]) / travelled,
+        "most_critical": int(flow.data["critical"].max()),
+        "cost": flow.cost["central"],
+    }
+
+
+def show(rows: list[dict[str, Any]]) -> str:
+    """Format the table."""
+    formats: dict[str, Callable[[dict[str, Any]], str]] = {
+        "network": lambda r: r["model"],
+        "loss": lambda r: r["loss"],
+        "rule": lambda r: r["rule"],
+        "critical from": lambda r: f"{r['onset']:.0f}, k <= {r['most_critical']}",
+        "loss error mean / max": lambda r: f"{r['loss_error']:.2%} / {r['loss_error_max']:.1%}",
+        "without oscillation": lambda r: f"{r['loss_error_without']:.2%}",
+        "central to midpoint": lambda r: f"{r['midpoint_distance']:.1%}",
+        "stable to midpoint": lambda r: f"{r['stable_to_midpoint']:.1%}",
+        "largest eigenvalue": lambda r: f"{r['largest_eigenvalue']:.3f}",
+        "variance ratio": lambda r: f"{r['variance_ratio']:.2f}",
+        "correlation": lambda r: f"{r['variance_correlation']:.2f}",
+        "gradients a unit": lambda r: f"{r['cost']:.1f}",
+    }
+    lines = []
+    for row in rows:
+        if "failed" in row:
+            lines.append([row["model"], row["loss"], row["rule"], row["failed"], *[""] * (len(formats) - 4)])
+        else:
+            lines.append([make(row).replace("nan%", "-").replace("nan", "-") for make in formats.values()])
+    return table(list(formats), lines)
+
+
+def main() -> int:
+    """Measure, print, save; 1 if a flow ran past its limit."""
+    options = arguments(__doc__ or "", "flow_validation")
+    about, rows = machine(), []
+    for model in list(MODELS)[1:2] if options.quick else MODELS:
+        for loss in ("mse",) if options.quick else ("mse", "cross_entropy"):
+            problem = problem_of(model, loss, 0)
+            for name, rule in rules(problem).items():
+                row = forecast(problem, rule, 150 if options.quick else 400)
+                rows.append({"model": model, "loss": loss, "rule": name, "seed": 0} | row)
+                print(show(rows[-1:]).splitlines()[-1], file=sys.stderr, flush=True)
+    text = f"## Forecasts beside the runs they forecast\n\n{header(about)}\n\n{show(rows)}"
+    print(text)
+    if options.save:
+        save(options.out, "flow_validation", {"machine": about, "sigma": SIGMA, "rows": rows}, text)
+    return int(any(row.get("largest_eigenvalue", 0.0) > 2.05 for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
