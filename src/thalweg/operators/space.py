@@ -5,13 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+PIECE = 1 << 15
+"""Entries that are added up in float32 on a CPU before float64 takes over: longer sums lose digits, 1 % at 10^8."""
+
 
 class Space:
     """Vectors of length ``P`` that this process holds whole.
 
-    A subclass holds a piece of each vector per process. A solver that takes every inner product through `all_sum` or
-    `norm`, draws through `random` and allocates `length` entries works on both without knowing which it has. One
-    that allocates ``size`` entries fails at its first product on pieces: no number comes out wrong.
+    A subclass holds a piece of each vector per process. A solver that takes every inner product through `inner`,
+    `all_sum` or `norm`, draws through `random` and allocates `length` entries works on both without knowing which it
+    has. One that allocates ``size`` entries fails at its first product on pieces: no number comes out wrong.
 
     Attributes:
         size: ``P``, the dimension of the operator.
@@ -34,8 +37,23 @@ class Space:
 
     def norm(self, v: Tensor) -> Tensor:
         """Return ``|v|`` of the whole vector: 0-dim for shape ``(length,)``, one each for rows ``(k, length)``."""
-        norms: Tensor = torch.linalg.vector_norm(v, dim=-1)
-        return norms
+        if v.dtype == torch.float64 or v.device.type != "cpu" or v.shape[-1] <= PIECE:
+            norms: Tensor = torch.linalg.vector_norm(v, dim=-1)
+            return norms
+        pieces = torch.stack(
+            [torch.linalg.vector_norm(piece, dim=-1) for piece in torch.split(v, PIECE, dim=-1)], dim=-1
+        )
+        total: Tensor = torch.linalg.vector_norm(pieces.double(), dim=-1)
+        return total.to(v.dtype)
+
+    def inner(self, rows: Tensor, v: Tensor) -> Tensor:
+        """Return the inner products of ``v``, shape ``(length,)``, with each of ``rows``, ``(k, length)``: ``(k,)``."""
+        if rows.dtype == torch.float64 or rows.device.type != "cpu" or len(v) <= PIECE:
+            return self.all_sum(rows @ v)
+        total = torch.zeros(len(rows), dtype=torch.float64)
+        for block, piece in zip(torch.split(rows, PIECE, dim=1), torch.split(v, PIECE)):
+            total += block @ piece
+        return self.all_sum(total).to(rows.dtype)
 
     def random(self, generator: torch.Generator) -> Tensor:
         """Return what this process holds of a standard normal vector: shape ``(length,)``, float64, on the CPU."""

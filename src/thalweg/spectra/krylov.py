@@ -128,9 +128,9 @@ class Krylov:
         rows = self.rows[:count]
         for _ in range(2):
             for block in self.against:
-                vector.addmv_(block.T, self.space.all_sum(block @ vector), alpha=-1)
+                vector.addmv_(block.T, self.space.inner(block, vector), alpha=-1)
             if count:
-                part = self.space.all_sum(rows @ vector)
+                part = self.space.inner(rows, vector)
                 vector.addmv_(rows.T, part, alpha=-1)
                 total += part
         return total.to("cpu", torch.float64).numpy()
