@@ -29,6 +29,8 @@ GOOD, POOR = 0.01, 0.05
 """Mean errors of the predicted loss up to which it is called good, and beyond which it is called poor."""
 OVER = 0.02
 """How far eigenvalues may pass the limit, relatively, without a word."""
+HARDLY = 0.05
+"""Variance, measured over predicted, below which the run has not come to oscillate as the flow says it will."""
 WIDTHS = 3.0
 """Widths of smoothing below which a forecast after its onset is too short to judge averages by."""
 
@@ -143,7 +145,12 @@ def _prediction(result: FlowResult) -> list[str]:
         if math.isfinite(found.stable_distance):
             text += f", the stable flow, which knows no oscillation, {share(found.stable_distance)}"
         sentences.append(f"{text}.")
-    if math.isfinite(found.variance_ratio):
+    if math.isfinite(found.variance_ratio) and found.variance_ratio < HARDLY:
+        sentences.append(
+            f"The run hardly oscillates yet: the variance measured is {share(found.variance_ratio)} of the predicted "
+            "one."
+        )
+    elif math.isfinite(found.variance_ratio):
         sentences.append(
             f"The oscillation measured is {fixed(found.variance_ratio)} times the predicted one (variance)."
         )
