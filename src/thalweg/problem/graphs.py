@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from thalweg.errors import NotDifferentiable, explain
+from thalweg.problem.culprits import dead_end, once_only
 from thalweg.problem.guards import no_autocast
 
 if TYPE_CHECKING:
@@ -30,6 +31,13 @@ def linearise(problem: Problem, w: Tensor, batch: Any) -> tuple[list[Tensor], tu
         NotDifferentiable: An operation on the way has no second derivative.
     """
     leaves = [leaf.detach().requires_grad_() for leaf in problem.layout.split(w)]
+    try:
+        return leaves, _gradient(problem, leaves, batch)
+    except NotDifferentiable as error:
+        raise _blamed(error, problem, leaves, batch) from error
+
+
+def _gradient(problem: Problem, leaves: list[Tensor], batch: Any) -> tuple[Tensor, ...]:
     with torch.enable_grad(), no_autocast(problem.device):
         value = problem.loss(leaves, batch)
         with second_derivative():
@@ -39,24 +47,22 @@ def linearise(problem: Problem, w: Tensor, batch: Any) -> tuple[list[Tensor], tu
     if not problem.notes.get("walked"):
         refuse_dead_ends(grads)
         problem.notes["walked"] = True
-    return leaves, grads
+    return grads
+
+
+def _blamed(error: NotDifferentiable, problem: Problem, leaves: list[Tensor], batch: Any) -> NotDifferentiable:
+    """The error with the modules that fail alone, if the search for them does not fail itself."""
+    try:
+        names = once_only(problem, leaves, batch)
+    except Exception:  # whatever a user's module does when it is called alone, the first error is what matters
+        return error
+    return NotDifferentiable(f"{error} Found in: {', '.join(names)}.") if names else error
 
 
 def refuse_dead_ends(grads: Sequence[Tensor]) -> None:
-    """Raise where the gradient's graph has a node of an operation that is marked as differentiable only once.
-
-    Such a node raises when it is run, but it leads to no leaf, so a product never runs it and loses its terms
-    without a word.
-    """
-    waiting: list[Any] = [g.grad_fn for g in grads if g.grad_fn is not None]
-    seen = set(waiting)
-    while waiting:
-        node = waiting.pop()
-        if node.name() == "torch::autograd::Error":
-            raise no_second_derivative(RuntimeError("an operation is marked with @once_differentiable"))
-        fresh = {child for child, _ in node.next_functions if child is not None} - seen
-        seen |= fresh
-        waiting += fresh
+    """Raise where the gradient's graph has a node of an operation that is marked as differentiable only once."""
+    if dead_end(grads):
+        raise no_second_derivative(RuntimeError("an operation is marked with @once_differentiable"))
 
 
 @contextmanager
@@ -82,8 +88,7 @@ def no_second_derivative(error: Exception | None) -> NotDifferentiable:
         explain(
             found,
             why,
-            'Use layout="difference", or replace the operation (attention: attn_implementation="eager"); '
-            "thalweg doctor names it",
+            'Use layout="difference", or replace the operation (attention: attn_implementation="eager")',
         )
     )
 
