@@ -213,6 +213,7 @@ def test_the_newest_forecast_is_part_of_the_run(tmp_path):
     page = render(edge_run(), manifest(), (), None, found)
     assert "Predicted loss, forecast from step 200</h2>" in page
     assert "The flow becomes critical at step 300" in page
+    assert "Cost of the forecast</h2>" in page
     (tmp_path / "analyses" / "flow-300.nc").write_bytes(b"damaged")
     assert newest_flow(tmp_path) is None
     shutil.rmtree(tmp_path / "analyses")

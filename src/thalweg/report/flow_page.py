@@ -22,7 +22,8 @@ SEE = {
     "time, which is to be compared with the smoothed loss, and lies lower itself: the difference is the oscillation. "
     "The dotted line is where the flow becomes critical.",
     "eigenvalues": "The curvature along the central flow as the optimizer sees it. The oscillation holds each "
-    "eigenvalue at the limit that it has reached; without it they would go on rising.",
+    "eigenvalue at the limit that it has reached; without it they would go on rising. "
+    "Below the limit the flow looks at them now and then, more often the nearer they come.",
     "variance": "Along each critical direction, strongest first: the variance that the flow predicts, and the squared "
     "displacement of the run from the flow. Both are in the metric of the optimizer; the prediction is averaged over "
     "neighbouring steps, the measurement over the width of the smoothing.",
@@ -146,7 +147,11 @@ def render_flow(result: FlowResult) -> str:
 def flow_sections(result: FlowResult) -> list[str]:
     """Return the sections that a run's page shows of a forecast."""
     told = [*flow_words.headline(result), *flow_words.caveats(result)]
-    return [*_sections(result, f", forecast from step {first_step(result):,}", " ".join(told)), _comparison(result)]
+    return [
+        *_sections(result, f", forecast from step {first_step(result):,}", " ".join(told)),
+        _comparison(result),
+        _cost(result),
+    ]
 
 
 def _sections(result: FlowResult, where: str, told: str = "") -> list[str]:
@@ -198,7 +203,7 @@ def _cost(result: FlowResult) -> str:
     rows = [(name, f"{cost:.2f}", f"{cost * time:,.0f}") for name, cost in result.cost.items()]
     told = f" All processes together took {seconds(float(spent))}." if spent is not None else ""
     return (
-        '<section aria-labelledby="cost"><h2 id="cost">Cost</h2>'
+        '<section aria-labelledby="flow-cost"><h2 id="flow-cost">Cost of the forecast</h2>'
         "<p>In gradients over all data, which every other product is counted in by what it costs. The run itself takes "
         f"one a step.{told}</p>{table(('process', 'a unit of time', 'in all'), rows)}</section>"
     )
