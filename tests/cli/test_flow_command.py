@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import shutil
@@ -15,7 +16,7 @@ from thalweg.cli.flow_options import parse
 from thalweg.cli.flow_start import subject
 from thalweg.cli.main import main
 from thalweg.cli.rule import build_rule
-from thalweg.errors import NonFinite
+from thalweg.errors import NonFinite, NotConverged
 from thalweg.flows import forecast
 from thalweg.flows.forecast import central_flow
 from thalweg.flows.stored import open_flow
@@ -216,6 +217,21 @@ def test_ctrl_c_writes_nothing(monkeypatch, capsys):
     assert main(["flow", *EDGE, "--time", "30", *PAIR]) == 130
     assert "Stopped after 4 of 30 units of time: nothing was written." in capsys.readouterr().out
     assert not list(Path().iterdir())
+
+
+def test_what_was_found_before_a_failure_is_kept(monkeypatch, capsys):
+    def fail(problem, rule, time, **more):
+        found = central_flow(problem, rule, 5, **more)
+        found = dataclasses.replace(found, stop="It ended at time 5 of 9: no eigenpairs.")
+        raise NotConverged("No eigenpairs. They are clustered. Ask for fewer.", found)
+
+    monkeypatch.setattr(forecast, "central_flow", fail)
+    assert main(["flow", *EDGE, "--time", "9", *PAIR, "--out", "part.nc"]) == 1
+    captured = capsys.readouterr()
+    assert "Ended at time 5 of 9" in captured.out
+    assert "No eigenpairs" in captured.err
+    assert "It ended at time 5 of 9" in Path("part.html").read_text()
+    assert open_flow("part.nc").data.sizes["time"] == 5
 
 
 def test_a_failure_on_the_way_is_told(monkeypatch, capsys):

@@ -4,6 +4,7 @@ import html
 import json
 import re
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -133,6 +134,8 @@ def test_what_limits_a_forecast_is_told():
     assert any("single bursts" in note for note in caveats(forecast(times=130)))
     assert any("reference mode" in note for note in caveats(forecast(mode="reference")))
     assert "memory" in caveats(forecast(notes=("It has a long memory.",)))[0]
+    short = forecast(time=500)
+    assert caveats(short) == [short.stop]
     high = forecast()
     high.data["effective_eigenvalues"][200, 0] = 2.3
     assert any("reaches 2.3, above its limit 2" in note for note in caveats(high))
@@ -223,3 +226,47 @@ def test_a_run_that_does_not_oscillate_yet_is_not_compared_by_variance():
     told = text(forecast(measured=1e-4))
     assert "The run hardly oscillates yet: the variance measured is 0.01% of the predicted one" in told
     assert "times the predicted one" not in told
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if chromium is None or driver is None:
+        pytest.skip("chromium or chromedriver is not installed (Debian: chromium, chromium-driver)")
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-component-update"):
+        options.add_argument(flag)
+    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('profile')}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    session = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield session
+    session.quit()
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [1280, 390])
+def test_in_a_real_browser(browser, tmp_path, width):
+    path = tmp_path / "page.html"
+    path.write_text(render_flow(forecast(name="<b>" + "long" * 60, first_step=2000)))
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500},
+    )
+    browser.get(path.as_uri())
+    deadline = time.monotonic() + 60
+    while not browser.execute_script("return [...document.querySelectorAll('.plot')].every(p => p.dataset.ready)"):
+        assert time.monotonic() < deadline, "the plots did not finish"
+        time.sleep(0.1)
+    wide, inner = browser.execute_script("return [document.documentElement.scrollWidth, innerWidth]")
+    assert wide <= inner, "no sideways scrolling"
+    curves = browser.execute_script("return [...document.querySelectorAll('.plot')].map(p => p.data.length)")
+    assert curves == [5, 3, 4, 3]
+    cells = browser.execute_script(
+        "return [...document.querySelectorAll('#comparison ~ table td')].map(c => c.getBoundingClientRect().right)"
+    )
+    assert cells
+    assert max(cells) <= inner, "every number of the comparison is in sight"
+    assert browser.get_log("browser") == [], "no message in the console"

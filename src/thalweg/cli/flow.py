@@ -16,7 +16,7 @@ from thalweg.cli.flow_meter import flow_meter
 from thalweg.cli.flow_options import Told, parse
 from thalweg.cli.flow_start import Subject, subject
 from thalweg.cli.meter import duration
-from thalweg.errors import InvalidInput, ThalwegError, explain
+from thalweg.errors import InvalidInput, NotConverged, ThalwegError, explain
 from thalweg.runs.files import inside
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _forecast(told: Told, found: Subject, target: Path, console: Console) -> int:
     from thalweg.flows.forecast import central_flow
+    from thalweg.flows.result import FlowResult
 
     problem, rule = found.problem, found.rule
     say(f"{found.source}; {problem.dimension:,} parameters, {problem.samples:,} samples")
@@ -61,6 +62,12 @@ def _forecast(told: Told, found: Subject, target: Path, console: Console) -> int
     except KeyboardInterrupt:
         say(f"Stopped after {meter.reached:,} of {told.time:,} units of time: nothing was written.")
         return 130
+    except NotConverged as error:
+        if not isinstance(error.result, FlowResult):
+            raise
+        complain(str(error))
+        _finish(told, found, error.result, target, time.monotonic() - began)
+        return 1
     except ThalwegError:
         if meter.reached:
             say(f"Failed after {meter.reached:,} of {told.time:,} units of time: nothing was written.")
@@ -74,7 +81,8 @@ def _finish(told: Told, found: Subject, result: FlowResult, target: Path, second
     from thalweg.report.flow_words import caveats, headline
 
     save_flow(result, target, sigma=told.sigma, facts=facts(told, found, seconds))
-    say(f"Finished, {duration(seconds)}.")
+    done = result.data.sizes["time"]
+    say(f"{'Finished' if done == told.time else f'Ended at time {done:,} of {told.time:,}'}, {duration(seconds)}.")
     from thalweg.flows.stored import open_flow
 
     kept = open_flow(target)  # what is said is what the file says
@@ -105,6 +113,7 @@ def facts(told: Told, found: Subject, seconds: float) -> dict[str, object]:
         "step": found.step if found.run is not None else None,
         "first_step": found.step + told.warm_start,
         "warm_start": told.warm_start,
+        "time": told.time,
         "limits": "\n".join(found.notes),
         "rule": type(rule).__name__,
         "optimizer": rule.describe(),

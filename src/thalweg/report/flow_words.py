@@ -48,6 +48,8 @@ def caveats(result: FlowResult) -> list[str]:
     """Return what limits the statements of `headline`, one sentence each."""
     notes = [*result.notes, *(line for line in str(result.data.attrs.get("limits", "")).splitlines() if line)]
     found, begin = comparison(result), onset(result)
+    if result.data.sizes["time"] < result.data.attrs.get("time", 0):
+        notes.append(result.stop)
     if found is None:
         notes.append("The optimizer itself did not run beside its flow, so nothing says how well the flow predicts it.")
     elif begin is not None and result.data.sizes["time"] - begin < WIDTHS * found.sigma:
@@ -56,7 +58,8 @@ def caveats(result: FlowResult) -> list[str]:
             f"averages are taken over a width of {number(found.sigma)}: its errors also measure single bursts."
         )
     values = largest(result)
-    if begin is not None and (worst := float(np.nanmax(values[begin:], initial=0.0))) > LIMIT * (1 + OVER):
+    worst = float(np.nanmax(values[begin:], initial=0.0)) if begin is not None else 0.0
+    if worst > LIMIT * (1 + OVER) and not any("limit" in note for note in result.notes):  # it may know better
         notes.append(
             f"The largest effective eigenvalue along the flow reaches {number(worst)}, above its limit {LIMIT:g}: "
             "there the flow is not resolved, and its oscillation is not to be trusted."
