@@ -48,7 +48,7 @@ def gpt2(samples=4, tokens=32, width=16, vocabulary=2003, chunk=None):
 
 
 def large_gpt2():
-    return gpt2(4, 64, 64, 50_257)
+    return gpt2(4, 64, 32, 50_257)
 
 
 def do(plan, k=1):
