@@ -57,6 +57,10 @@ def gpt2(
     return Problem(GPT2LMHeadModel(config).eval(), loss, {"input_ids": ids}, batch_size=1, check=False)
 
 
+PRODUCTS = 10
+"""Of an eigenvalue: with a basis of 6 the solver restarts, and more products hold no more."""
+
+
 def run(plan: Plan, problem: Problem, k: int = 1) -> Any:
     """Do the job as planned, by what a user would call."""
     from thalweg.operators import hessian
@@ -76,7 +80,7 @@ def run(plan: Plan, problem: Problem, k: int = 1) -> Any:
         v = torch.ones(problem.dimension, dtype=problem.dtype)
         return operator.matvec(v)
     if plan.job == "eigenpairs":
-        method = Lanczos(basis=plan.basis, tol=1e-3, max_products=3 * plan.basis)
+        method = Lanczos(basis=plan.basis, tol=1e-3, max_products=PRODUCTS)
         return top_eigenpairs(operator, k, method=method, strict=False)
     from thalweg.spectra.density import spectral_density
 
