@@ -100,8 +100,12 @@ def test_another_learning_rate():
     told = text(forecast())
     # The largest eigenvalue rises linearly from 0.5 to 2 in 100 steps, and is 1 at a third of that.
     assert "At learning rate 0.2 sharpness is limited to 2/η = 10" in told
-    assert "At twice the rate the limit would be 5, which this path passes at step 34" in told
+    assert "At twice the rate the limit would be 5, which this path passes at about step 34" in told
     assert "at half the rate it would be 20, which this flow does not reach" in told
+    rare = forecast()
+    top = rare.data["effective_eigenvalues"][:, 0].to_numpy().copy()
+    rare.data["effective_eigenvalues"][:100, 0] = top[:100][np.arange(100) // 16 * 16]
+    assert "passes at about step 34" in text(rare), "also where it was looked at every 16 steps"
     assert "learning rate" not in text(forecast(rule="RMSProp"))
     assert "would not move the limit" in text(forecast(rule="ScalarRMSProp"))
     flow = forecast()

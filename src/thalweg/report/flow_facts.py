@@ -164,9 +164,17 @@ def largest(result: FlowResult) -> Floats:
 
 
 def passes(result: FlowResult, level: float) -> int | None:
-    """Return the first time at which the largest effective eigenvalue is at ``level``; None where it never is."""
+    """Return the first time at which the largest effective eigenvalue is at ``level``; None where it never is.
+
+    Below the limit the flow looks at it now and then, and repeats what it saw: in between it is taken to be linear.
+    """
     values = largest(result)
-    above = np.flatnonzero(values >= level)
+    known = np.flatnonzero(np.isfinite(values))
+    if not len(known):
+        return None
+    seen = known[np.flatnonzero(np.diff(values[known], prepend=np.nan) != 0)]
+    times = np.arange(seen[0], len(values))
+    above = times[np.interp(times, seen, values[seen]) >= level]
     return int(above[0]) if len(above) else None
 
 

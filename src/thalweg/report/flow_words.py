@@ -223,7 +223,7 @@ def _other_rates(result: FlowResult) -> list[str]:
             f"half the rate {number(4 / rate)}, which this flow does not reach."
         ]
     return [
-        f"{now}. At twice the rate the limit would be {number(1 / rate)}, which this path passes at step "
+        f"{now}. At twice the rate the limit would be {number(1 / rate)}, which this path passes at about step "
         f"{steps(result)[half]:,}; at half the rate it would be {number(4 / rate)}, which this flow does not reach."
     ]
 
