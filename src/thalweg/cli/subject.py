@@ -18,6 +18,7 @@ from thalweg.cli.subject_config import SubjectConfig, as_run, settings_of
 from thalweg.errors import InvalidInput, RunFolderError, explain
 from thalweg.runs import Run, open_run
 from thalweg.runs.minibatches import MiniBatches
+from thalweg.runs.rules import recorded_rule
 from thalweg.runs.state import Position, load_position
 
 if TYPE_CHECKING:
@@ -205,8 +206,8 @@ def _check(problem: Problem, tensors: dict[str, Tensor], source: str) -> None:
 
 
 def _rule(run: Run) -> Rule | None:
-    if not run.manifest.config:
-        return None
+    if not run.manifest.config:  # recorded from Python
+        return recorded_rule(run.manifest.loop.get("rule", {}))
     config = from_dict(run.manifest.config, str(run.folder.manifest))
     return build_rule(config.rule, config.steps)
 
