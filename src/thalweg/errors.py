@@ -48,7 +48,11 @@ class NotConverged(ThalwegError):
 
 
 class NonFinite(ThalwegError):
-    """A loss, gradient or product is NaN or infinite."""
+    """A loss, gradient or product is NaN or infinite; ``result`` holds what there was before, if anything."""
+
+    def __init__(self, message: str, result: object | None = None) -> None:
+        super().__init__(message)
+        self.result = result
 
 
 class DistributedError(ThalwegError, RuntimeError):

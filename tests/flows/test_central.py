@@ -5,7 +5,7 @@ import pytest
 import torch
 from toys import digits, of_weights, two_valleys, valley
 
-from thalweg.errors import InvalidInput, NotConverged, NotDifferentiable
+from thalweg.errors import InvalidInput, NonFinite, NotConverged, NotDifferentiable
 from thalweg.flows.central import CentralMap, Settings
 from thalweg.flows.forecast import central_flow
 from thalweg.flows.midpoint import Midpoint
@@ -117,7 +117,8 @@ def test_scalar_rmsprop_has_the_variance_of_its_closed_form(beta2):
     eta, e = 0.05, 0.02
     rule = ScalarRMSProp(lr=eta, beta2=beta2, eps=0.0)
     problem = valley(e=e, z=0.0, start=(0.0, 3.0))
-    state = rule.init(problem.initial) | {"nu": torch.tensor((eta * 3.0 / 2) ** 2, dtype=torch.float64)}
+    nu = (eta * 3.0 / 2) ** 2 / beta2  # the flow takes in a first gradient of almost nothing
+    state = rule.init(problem.initial) | {"nu": torch.tensor(nu, dtype=torch.float64)}
     flow = CentralReference(problem, law_of(rule), problem.initial, state, Euler(substeps=32, refresh="substep"))
     frame = [flow.step() for _ in range(4)][-1]
     S = float(frame.w[1])
@@ -171,13 +172,43 @@ def test_the_map_agrees_with_euler_steps_of_the_same_length(rule, bounds):
         w, state = rule.advance(w, state, problem.gradient(w))
     euler = CentralReference(problem, law_of(rule), w, state, Euler(substeps=1, third="exact"))
     truth = np.array([euler.step().values["predicted_loss"] for _ in range(120)])
-    every = (Settings(third="exact", max_interval=1), Settings(tolerance=2e-4), Settings(tolerance=2e-3))
+    every = (
+        Settings(third="exact", max_interval=1, damped=False, eigen_tol=1e-6),
+        Settings(tolerance=2e-4),
+        Settings(tolerance=2e-3),
+    )
     for settings, bound in zip(every, bounds, strict=True):
         flow = CentralMap(problem, law_of(rule), w, state, settings)
         frames = [flow.step() for _ in range(120)]
         loss = np.array([f.values["predicted_loss"] for f in frames])
         assert np.abs(loss / truth - 1).max() < bound
         assert max(f.values["total_variance"] for f in frames) > 0
+
+
+@pytest.mark.parametrize("damped", [True, False])
+def test_the_flow_itself_does_not_bounce(damped):
+    """Where x has an offset, a step of length one at the limit only turns its sign; the flow lets it decay."""
+    flow = begin(
+        CentralMap, valley(e=0.01, z=0.0, start=(0.05, 6.66)), GradientDescent(lr=0.3), Settings(damped=damped)
+    )
+    xs = [float(flow.step().w[0]) for _ in range(40)]
+    assert (abs(xs[-1] - 0.01 * 0.3 / 2) < 1e-6) is damped
+    assert (xs[-1] * xs[-2] < -1e-4) is not damped
+
+
+def test_a_stable_flow_that_becomes_stiff_ends_alone(monkeypatch):
+    problem, rule = valley(start=(0.1, 2.0)), GradientDescent(lr=0.3)
+    stiff = begin(StableFlow, problem, rule, 1e-9, 1)
+    with pytest.raises(NonFinite, match="stiff"):
+        stiff.step()
+
+    def fail(self):
+        raise NonFinite("too stiff")
+
+    monkeypatch.setattr(StableFlow, "step", fail)
+    flow = central_flow(problem, rule, 3, processes=("central", "stable"))
+    assert flow.processes == ("central",)
+    assert "too stiff" in flow.notes[0]
 
 
 def test_a_resumed_flow_has_the_same_bits():

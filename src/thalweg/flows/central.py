@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from thalweg.errors import InvalidInput, NonFinite, NotConverged, explain
+from thalweg.errors import NonFinite, NotConverged, explain
 from thalweg.flows.frames import oscillation
 from thalweg.flows.laws import LIMIT, Law
 from thalweg.flows.process import Frame, Process
-from thalweg.flows.subspace import Critical, react
+from thalweg.flows.subspace import Critical, react, refuse_unstable
 from thalweg.operators import hessian, preconditioned
 from thalweg.operators.third import Choice, third_derivative
 from thalweg.problem import Problem
@@ -37,6 +37,8 @@ class Settings:
         eigen_tol: Relative residual of eigenpairs; looser while nothing is near the limit.
         third: Method of the third derivatives.
         ablated: Leave the penalty out of the motion of the weights; then the metric alone keeps the limit.
+        damped: Take directions that oscillate by the exact decay of the flow, ``exp(-2)`` a unit, and not by the
+            rule's step, which would carry the flow itself from wall to wall there.
     """
 
     tolerance: float = 2e-3
@@ -46,6 +48,7 @@ class Settings:
     eigen_tol: float = 1e-3
     third: Choice = "auto"
     ablated: bool = False
+    damped: bool = True
 
 
 class CentralMap(Process):
@@ -139,7 +142,7 @@ class CentralMap(Process):
         force = self.law.force(gradient, self.w)
         state = plain = self.law.absorb(self.state, force)
         metric = self.law.metric(plain)
-        reaction = None
+        reaction, damp = None, self._damping()
         if self.block is not None:
             reaction = react(
                 self.block,
@@ -148,10 +151,11 @@ class CentralMap(Process):
                 metric,
                 self.law.metric(plain, ahead=1),
                 lambda squares: self.law.slope(plain, squares * self.law.share),
-                self.law.move(self.state, plain, force, self.w)[0],
+                self._move(plain, force, damp)[0],
                 self.law.gain(plain),
                 start=self.start,
                 penalised=not self.settings.ablated,
+                damp=damp,
             )
             self.start = reaction.solution.X
             state = self.law.absorb(self.state, force, reaction.squares)
@@ -159,11 +163,28 @@ class CentralMap(Process):
         known = self.leading
         frame = oscillation(self.time, self.w, value, gradient, metric, self.law, self.block, reaction, known)
         push = force if reaction is None else force + reaction.penalty
-        move, state = self.law.move(self.state, state, push, self.w)
+        move, state = self._move(state, push, damp)
         if self.block is not None:
             self.block.move(move)
         self.w, self.state, self.time = self.w + move, state, self.time + 1
         return frame
+
+    def _move(self, after: State, push: Tensor, damp: float) -> tuple[Tensor, State]:
+        """The rule's step, less the share ``damp`` of it within the critical subspace."""
+        move, state = self.law.move(self.state, after, push, self.w)
+        if damp and self.block is not None:
+            move = move + damp * (self.block.U @ (self.block.U.T @ push))
+        return move, state
+
+    def _damping(self) -> float:
+        """Share of a step that is taken back along directions that oscillate.
+
+        There the curvature is at the limit, and a step of length one would carry the flow to the other wall and back
+        for ever: its multiplier is -1. The flow itself decays, ``exp(-2)`` in a unit of time, and so does this step.
+        """
+        if not self.settings.damped or self.law.remembers or self.start is None or not float(self.start.trace()) > 0:
+            return 0.0
+        return 1 - (1 - math.exp(-LIMIT)) / LIMIT
 
     def _gradient_here(self) -> tuple[float, Tensor]:
         """Value and gradient at the present point, once."""
@@ -196,14 +217,8 @@ class CentralMap(Process):
                 pairs = self.tracker.update(effective, LIMIT, w=self.w)
             self.ledger.products += curvature.products
         fresh = pairs.values.to("cpu", torch.float64)
-        if first and float(fresh[0]) > 1.1 * LIMIT:
-            raise InvalidInput(
-                explain(
-                    f"The flow starts at effective sharpness {float(fresh[0]):.3g}",
-                    f"the rule is unstable there (the limit is {LIMIT:g}), and an explosion has no average",
-                    "Let the rule itself take some steps first (warm_start=), or lower the learning rate",
-                )
-            )
+        if first:
+            refuse_unstable(float(fresh[0]))
         self.leading = fresh
         count = int((fresh > self.settings.candidate).sum())
         known, self.block = self.block, self._critical(pairs, count, metric) if count else None

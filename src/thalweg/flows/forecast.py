@@ -80,7 +80,7 @@ def central_flow(
         NotDifferentiable: The loss has no third derivative that can be trusted, such as a ReLU network's.
         NotConverged: Eigenpairs or the oscillation could not be found, or the flow lost the limit; ``error.result``
             is the forecast until then.
-        NonFinite: A process diverges. ``error.result`` is not kept; shorten ``time``.
+        NonFinite: A process diverges; ``error.result`` as above. A stable flow that becomes too stiff ends alone.
 
     Example:
         >>> import torch
@@ -143,10 +143,16 @@ def central_flow(
     meter = meter or Silent()
     rows: list[dict[str, Any]] = []
     meter.init(time)
+    notes: list[str] = []
     try:
         for t in range(time):
-            frames = {name: process.step() for name, process in running.items()}
-            rows.append(row_of(frames, w))
+            frames = {name: process.step() for name, process in running.items() if name != "stable"}
+            if "stable" in running:
+                try:
+                    frames["stable"] = running["stable"].step()
+                except NonFinite as error:  # it is there to compare with, and the others go on
+                    notes.append(f"The stable flow ended at time {t}: {error}")
+                    del running["stable"]
             bad = [name for name, frame in frames.items() if not np.isfinite(frame.values["loss"])]
             if bad:
                 raise NonFinite(
@@ -156,21 +162,24 @@ def central_flow(
                         "Lower it, or warm up",
                     )
                 )
+            rows.append(row_of(frames, w))
             meter.step({"step": t + 1, "loss": rows[-1]["predicted_loss"], "critical": rows[-1]["critical"]})
-    except NotConverged as error:
-        if not rows:
-            raise
-        stop = f"It ended at time {len(rows)} of {time}: {error}"
-        raise NotConverged(str(error), _result(rows, mode, running, stop)) from error
+    except (NotConverged, NonFinite) as error:
+        if rows:
+            stop = f"It ended at time {len(rows)} of {time}: {error}"
+            raise type(error)(str(error), _result(rows, mode, running, stop, notes)) from error
+        raise
     finally:
         meter.close()
-    return _result(rows, mode, running, f"All {time} units of time were computed.")
+    return _result(rows, mode, running, f"All {time} units of time were computed.", notes)
 
 
-def _result(rows: list[dict[str, Any]], mode: str, running: dict[str, Process], stop: str) -> FlowResult:
+def _result(
+    rows: list[dict[str, Any]], mode: str, running: dict[str, Process], stop: str, said: Sequence[str]
+) -> FlowResult:
     central = running["central"]
     excess = getattr(central, "excess", 0.0)
-    notes = [MEMORY] if central.law.remembers else []
+    notes = [*said, *([MEMORY] if central.law.remembers else [])]
     if excess > WIDE:
         notes.append(
             f"An effective eigenvalue came to {LIMIT + excess:.3g}, past the limit of {LIMIT:g}: it changes by more in "

@@ -12,7 +12,7 @@ from thalweg.errors import InvalidInput, explain
 from thalweg.flows.frames import oscillation
 from thalweg.flows.laws import LIMIT, Law
 from thalweg.flows.process import Frame, Process
-from thalweg.flows.subspace import Critical, Reaction, react
+from thalweg.flows.subspace import Critical, Reaction, react, refuse_unstable
 from thalweg.operators import hessian, preconditioned
 from thalweg.operators.third import Choice, third_derivative
 from thalweg.problem import Problem
@@ -101,6 +101,8 @@ class CentralReference(Process):
             effective = preconditioned(operator, metric.to(self.w))
             if solve or self._axes is None or self._values is None:
                 pairs = self.tracker.update(effective, LIMIT, w=self.w)
+                if self._values is None:
+                    refuse_unstable(float(pairs.values[0]))
                 self._axes, self._values = pairs.vectors, pairs.values.to("cpu", torch.float64)
                 inner = torch.diag(self._values)
                 keep = int((self._values > self.settings.candidate).sum())

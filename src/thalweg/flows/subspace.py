@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from thalweg.errors import InvalidInput, explain
 from thalweg.flows.complementarity import Complementarity, solve
 from thalweg.flows.laws import LIMIT, Law
 from thalweg.operators.packing import pairs, smat, svec
@@ -73,6 +74,7 @@ def react(
     gain: float = 1.0,
     start: Tensor | None = None,
     penalised: bool = True,
+    damp: float = 0.0,
 ) -> Reaction:
     r"""Return the oscillation that keeps ``2 P - H >= 0`` on the subspace after a step.
 
@@ -91,13 +93,18 @@ def react(
         gain: The penalty moves the weights by this times ``P^{-1}``: the length of the step, times the law's gain.
         start: A former ``X`` to start from.
         penalised: Whether the oscillation pushes the weights at all; if not, the metric alone keeps the limit.
+        damp: Share of the step within the subspace that is taken back; ``move`` has it already.
 
     Raises:
         NotConverged: The complementarity problem was not solved.
         Unbounded: No oscillation holds the curvature at the limit.
     """
     alpha = LIMIT * block.in_metric(ahead) - block.A - smat((block.D @ move).to("cpu", torch.float64))
-    beta = 0.5 * gain * penalised * (_divide(block.D, metric) @ block.D.T).to("cpu", torch.float64)
+    pushed = _divide(block.D, metric) @ block.D.T
+    if damp:
+        along = block.D @ block.U
+        pushed = pushed - damp * (along @ along.T)
+    beta = 0.5 * gain * penalised * pushed.to("cpu", torch.float64)
     images = LIMIT * _columns(block.U, metric)  # H U on the support of Sigma, where H u = 2 P u
     columns = []
     for i, j in pairs(block.count):
@@ -116,6 +123,18 @@ def react(
         if column is not None and squares is not None:
             squares = squares + column * weight
     return Reaction(solution, penalty, squares)
+
+
+def refuse_unstable(sharpness: float) -> None:
+    """Raise where a flow would start far beyond the limit."""
+    if sharpness > 1.1 * LIMIT:
+        raise InvalidInput(
+            explain(
+                f"The flow starts at effective sharpness {sharpness:.3g}",
+                f"the rule is unstable there (the limit is {LIMIT:g}), and an explosion has no average",
+                "Let the rule itself take some steps first (warm_start=), or lower the learning rate",
+            )
+        )
 
 
 def _divide(vector: Tensor, metric: Tensor) -> Tensor:
