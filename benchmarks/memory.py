@@ -162,7 +162,7 @@ def main() -> int:
     for model in QUICK if options.quick else MODELS:
         rows += measure(model, options.threads, [WATCHED] if options.quick else range(len(JOBS)))
         print(show(rows[-len(JOBS) :]), file=sys.stderr, flush=True)
-    text = f"## Peak memory, predicted and measured\n\n{header(about)}\n\n{show(rows)}"
+    text = f"{header(about)}\n\n{show(rows)}"
     print(text)
     if options.save:
         save(options.out, "memory", {"machine": about, "quick": options.quick, "rows": rows}, text)
