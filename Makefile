@@ -6,12 +6,14 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraint
 PACKAGING := pyproject.toml constraints.txt
 RUN_OUT ?= runs/quickstart
 RUN_FLAGS ?=
+FLOW_TIME ?= $(if $(findstring --quick,$(RUN_FLAGS)),240,600)
 
 .PHONY: run test fast lint bench docs clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.ready-run
 	$(BIN)/thalweg run --out $(RUN_OUT) --replace $(RUN_FLAGS)
+	$(BIN)/thalweg flow $(RUN_OUT) --time $(FLOW_TIME)
 
 test: $(VENV)/.ready-test
 	$(BIN)/python -m pytest -q
