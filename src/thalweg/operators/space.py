@@ -46,12 +46,18 @@ class Space:
         total: Tensor = torch.linalg.vector_norm(pieces.double(), dim=-1)
         return total.to(v.dtype)
 
-    def inner(self, rows: Tensor, v: Tensor) -> Tensor:
-        """Return the inner products of ``v``, shape ``(length,)``, with each of ``rows``, ``(k, length)``: ``(k,)``."""
-        if rows.dtype == torch.float64 or rows.device.type != "cpu" or len(v) <= PIECE:
-            return self.all_sum(rows @ v)
-        total = torch.zeros(len(rows), dtype=torch.float64)
-        for block, piece in zip(torch.split(rows, PIECE, dim=1), torch.split(v, PIECE)):
+    def inner(self, rows: Tensor, others: Tensor) -> Tensor:
+        """Return the inner products of ``rows``, ``(k, length)``, with ``(length,)`` or ``(m, length)`` others.
+
+        Shape ``(k,)`` or ``(k, m)``, of the whole vectors.
+        """
+        turned = others if others.ndim == 1 else others.T
+        if rows.dtype == torch.float64 or rows.device.type != "cpu":
+            return self.all_sum(rows @ turned)
+        if self.length <= PIECE:  # of the dtype that processes with longer pieces send
+            return self.all_sum((rows @ turned).double()).to(rows.dtype)
+        total = torch.zeros(rows.shape[:1] + others.shape[:-1], dtype=torch.float64)
+        for block, piece in zip(torch.split(rows, PIECE, dim=1), torch.split(turned, PIECE)):
             total += block @ piece
         return self.all_sum(total).to(rows.dtype)
 

@@ -61,7 +61,7 @@ class BlockSpace:
                     )
                 )
             self.images[before : self.size] = images
-            part = self.space.all_sum(self.rows[: self.size] @ images.T).to("cpu", torch.float64)
+            part = self.space.inner(self.rows[: self.size], images).to("cpu", torch.float64)
             self.matrix[: self.size, before : self.size] = part
             self.matrix[before : self.size, : self.size] = part.T
             corner = self.matrix[before : self.size, before : self.size]
@@ -75,13 +75,13 @@ class BlockSpace:
         vector /= length
         for _ in range(2):
             known = self.rows[: self.size]
-            vector.sub_(known.T @ self.space.all_sum(known @ vector))
+            vector.sub_(known.T @ self.space.inner(known, vector))
         left = float(self.space.norm(vector))
         if left > 50 * torch.finfo(vector.dtype).eps:
             # Normalise, and clean once more: what is left may be small enough to carry rounding.
             vector /= left
             known = self.rows[: self.size]
-            vector.sub_(known.T @ self.space.all_sum(known @ vector))
+            vector.sub_(known.T @ self.space.inner(known, vector))
             self.rows[self.size] = vector / self.space.norm(vector)
             self.size += 1
 
@@ -107,7 +107,7 @@ class BlockSpace:
         rows, images = self.vectors(coordinates), self.image(coordinates)
         self.rows[:kept], self.images[:kept] = rows, images
         self.matrix.zero_()
-        part = self.space.all_sum(rows @ images.T).to("cpu", torch.float64)
+        part = self.space.inner(rows, images).to("cpu", torch.float64)
         self.matrix[:kept, :kept] = (part + part.T) / 2
         self.size = kept
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from thalweg.errors import InvalidInput, NonFinite, NotConverged, explain
+from thalweg.operators.space import Space
 from thalweg.problem.problem import Problem
 from thalweg.spectra.crossing import CrossingStop, first_rise
 
@@ -227,7 +228,8 @@ def _direction(problem: Problem, direction: Tensor) -> Tensor:
 
 
 def _norm(vector: Tensor) -> float:
-    return float(torch.linalg.vector_norm(vector, dtype=torch.promote_types(vector.dtype, torch.float32)))
+    wide = vector if vector.dtype == torch.float64 else vector.float()
+    return float(Space(len(wide)).norm(wide))  # long sums in float32 lose digits
 
 
 def _search(

@@ -27,7 +27,7 @@ def merge(task: Task, old: Found, new: Found, norm: float, note: str) -> Found:
     shares[: len(old.rows), : old.shares.shape[1]] = old.shares
     shares[len(old.rows) :, old.shares.shape[1] :] = new.shares
     defects = torch.cat([old.defects, new.defects])
-    overlap = task.operator.space.all_sum(defects @ rows.T)
+    overlap = task.operator.space.inner(defects, rows)
     leak = shares @ overlap.to("cpu", torch.float64).numpy()
     small = np.diag(np.concatenate([old.values, new.values]))
     small[: len(old.rows), len(old.rows) :] = leak[: len(old.rows), len(old.rows) :]

@@ -49,7 +49,7 @@ class Subspace:
         self.size += count
         self.rows[before : self.size] = new
         self.images[before : self.size] = images
-        part = self.space.all_sum(self.rows[: self.size] @ images.T).to("cpu", torch.float64).numpy()
+        part = self.space.inner(self.rows[: self.size], images).to("cpu", torch.float64).numpy()
         self.matrix[: self.size, before : self.size] = part
         self.matrix[before : self.size, : self.size] = part.T
         corner = self.matrix[before : self.size, before : self.size]
@@ -69,10 +69,10 @@ class Subspace:
         for sweep in range(3):
             for known in (self.against, self.rows[: self.size]):
                 if known is not None and len(known) and len(block):
-                    block = block - self.space.all_sum(block @ known.T) @ known
+                    block = block - self.space.inner(block, known) @ known
             if not len(block):
                 break
-            gram = self.space.all_sum(block @ block.T).to("cpu", torch.float64).numpy()
+            gram = self.space.inner(block, block).to("cpu", torch.float64).numpy()
             weights, turn = np.linalg.eigh((gram + gram.T) / 2)
             # On entry rows have length one: what is left below rounding carries no direction.
             held = weights > ((50 * self.eps) ** 2 if sweep == 0 else 1e-6)

@@ -108,7 +108,7 @@ class Found:
         notes: tuple[str, ...] = (),
     ) -> Found:  # fmt: skip
         """Take the inner products of ``defects`` as the operator's vectors are held."""
-        gram = task.operator.space.all_sum(defects @ defects.T).to("cpu", torch.float64).numpy()
+        gram = task.operator.space.inner(defects, defects).to("cpu", torch.float64).numpy()
         return cls(values, rows, stop, norm, defects, gram, shares, notes)
 
     @property
