@@ -139,7 +139,8 @@ def _processes(found: Subject) -> tuple[str, ...]:
     from thalweg.flows.registry import law_of
 
     remembers = law_of(found.rule).remembers
-    return tuple(name for name in PROCESSES if not (remembers and name == "stable"))
+    left_out = {"edge", "stable"} if remembers else {"edge"}  # an alternative model, for those who ask
+    return tuple(name for name in PROCESSES if name not in left_out)
 
 
 def _target(told: Told, found: Subject | None) -> Path:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from thalweg.errors import InvalidInput, NonFinite, NotConverged, explain
 from thalweg.flows.central import CentralMap, Settings
+from thalweg.flows.edge import EdgeFlow
 from thalweg.flows.labels import dataset_of, row_of
 from thalweg.flows.laws import LIMIT
 from thalweg.flows.midpoint import Midpoint
@@ -22,7 +23,7 @@ from thalweg.problem import Problem
 from thalweg.rules import Rule, State
 from thalweg.runs.meter import Meter, Silent
 
-PROCESSES = ("discrete", "midpoint", "central", "stable")
+PROCESSES = ("discrete", "midpoint", "central", "stable", "edge")
 
 MEMORY = (
     "The rule averages gradients, and self-stabilisation is delayed by its memory: averages are predicted less well "
@@ -65,7 +66,8 @@ def central_flow(
             of the differential equation with fresh derivatives, slow; its limit of many substeps is the flow itself,
             which is *not* closer to the rule, whose steps are of length one.
         settings: `Settings` of the map, or `Euler` for the reference.
-        processes: Which run: any of ``discrete``, ``midpoint``, ``central``, ``stable``. ``central`` always does.
+        processes: Which run: any of ``discrete``, ``midpoint``, ``central``, ``stable``, and ``edge`` (gradient
+            descent only). ``central`` always does.
         meter: Shown each time.
 
     Returns:
@@ -140,6 +142,8 @@ def central_flow(
         )
     if "stable" in processes:
         running["stable"] = StableFlow(problem, law, w, state)
+    if "edge" in processes:
+        running["edge"] = EdgeFlow(problem, law, w, state)
     meter = meter or Silent()
     rows: list[dict[str, Any]] = []
     meter.init(time)

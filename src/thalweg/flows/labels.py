@@ -31,6 +31,9 @@ def row_of(frames: dict[str, Frame], start: Tensor) -> dict[str, Any]:
         for key in ("loss", "squared_gradient"):
             if key in frame.values:
                 row[f"{key}_{name}"] = frame.values[key]
+    if "edge" in frames:
+        for key in ("predicted_loss", "amplitude", "effective_sharpness"):
+            row[f"{key}_edge"] = frames["edge"].values[key]
     for key in ("predicted_loss", "predicted_squared_gradient", "critical", "total_variance"):
         row[key] = central.values[key]
     row["residual"] = central.values.get("residual", 0.0)
@@ -69,6 +72,9 @@ def dataset_of(rows: list[dict[str, Any]]) -> xr.Dataset:
         "measured_variance": ("1", "squared displacement of the discrete run along each of them"),
         "effective_step": ("weight^2 / loss", "mean step size of the central flow"),
         "travelled": ("weight", "distance of the discrete run from its start"),
+        "predicted_loss_edge": ("loss", "mean of the loss at both walls of the edge flow"),
+        "amplitude_edge": ("weight", "amplitude of the oscillation along the direction of the edge flow"),
+        "effective_sharpness_edge": ("1", "secant curvature between the walls times the learning rate"),
     }
     variables: dict[str, Any] = {}
     for key in {key: None for row in rows for key in row if key != "time"}:
