@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -11,9 +11,10 @@ from torch import Tensor
 from thalweg.errors import InvalidInput, NonFinite, NotConverged, explain
 from thalweg.flows.central import CentralMap, Settings
 from thalweg.flows.edge import EdgeFlow
-from thalweg.flows.labels import dataset_of, row_of
+from thalweg.flows.labels import OWN, dataset_of, row_of
 from thalweg.flows.laws import LIMIT
 from thalweg.flows.midpoint import Midpoint
+from thalweg.flows.observables import Observable, check_names, observe
 from thalweg.flows.process import Discrete, Process
 from thalweg.flows.reference import CentralReference, Euler
 from thalweg.flows.registry import law_of
@@ -45,6 +46,7 @@ def central_flow(
     mode: Literal["map", "reference"] = "map",
     settings: Settings | Euler | None = None,
     processes: Sequence[str] = ("discrete", "central"),
+    observables: Mapping[str, Observable] | None = None,
     meter: Meter | None = None,
 ) -> FlowResult:
     r"""Forecast the time-averaged path of ``rule`` for ``time`` steps, beside the rule itself if asked.
@@ -68,6 +70,8 @@ def central_flow(
         settings: `Settings` of the map, or `Euler` for the reference.
         processes: Which run: any of ``discrete``, ``midpoint``, ``central``, ``stable``, and ``edge`` (gradient
             descent only). ``central`` always does.
+        observables: Functions of flat weights to follow too, by name, such as ``{"test_loss": test_problem.value}``.
+            Each is evaluated once per process and twice per direction that oscillates, at each time.
         meter: Shown each time.
 
     Returns:
@@ -75,7 +79,8 @@ def central_flow(
         ``predicted_loss``, ``predicted_squared_gradient``, ``critical``, ``effective_eigenvalues`` (of ``P^{-1} H``;
         the limit is 2), ``predicted_variance`` (of ``u_i' P (w_t - w(t))``), ``measured_variance`` (its square now),
         ``distance_PROCESS`` (from the discrete run), ``distance_PROCESS_midpoint``, ``travelled`` (of the discrete
-        run), ``effective_step`` (mean of ``1 / P``), ``residual``.
+        run), ``effective_step`` (mean of ``1 / P``), ``residual``; and
+        ``NAME_PROCESS`` and ``predicted_NAME`` of each observable.
 
     Raises:
         InvalidInput: The rule has no known flow, a process is unknown, or the rule is unstable at the start.
@@ -106,6 +111,8 @@ def central_flow(
                 "Correct the argument",
             )
         )
+    followed = observables or {}
+    check_names(followed, OWN)
     law = law_of(rule)
     if law.remembers and (mode != "map" or "stable" in processes):
         raise InvalidInput(
@@ -166,20 +173,25 @@ def central_flow(
                         "Lower it, or warm up",
                     )
                 )
-            rows.append(row_of(frames, w))
+            rows.append(row_of(frames, w) | observe(followed, frames))
             meter.step({"step": t + 1, "loss": rows[-1]["predicted_loss"], "critical": rows[-1]["critical"]})
     except (NotConverged, NonFinite) as error:
         if rows:
             stop = f"It ended at time {len(rows)} of {time}: {error}"
-            raise type(error)(str(error), _result(rows, mode, running, stop, notes)) from error
+            raise type(error)(str(error), _result(rows, mode, running, stop, notes, followed)) from error
         raise
     finally:
         meter.close()
-    return _result(rows, mode, running, f"All {time} units of time were computed.", notes)
+    return _result(rows, mode, running, f"All {time} units of time were computed.", notes, followed)
 
 
 def _result(
-    rows: list[dict[str, Any]], mode: str, running: dict[str, Process], stop: str, said: Sequence[str]
+    rows: list[dict[str, Any]],
+    mode: str,
+    running: dict[str, Process],
+    stop: str,
+    said: Sequence[str],
+    followed: Mapping[str, Observable],
 ) -> FlowResult:
     central = running["central"]
     excess = getattr(central, "excess", 0.0)
@@ -190,7 +202,7 @@ def _result(
             "one step than its derivative tells, and the forecast is less sure from there on."
         )
     return FlowResult(
-        data=dataset_of(rows),
+        data=dataset_of(rows, list(followed)),
         mode=mode,
         points={name: process.w for name, process in running.items()},
         cost={name: process.ledger.equivalents / len(rows) for name, process in running.items()},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,10 @@ _UNITS = {
     "total_variance": ("weight^2", "total variance of the oscillation that it predicts"),
     "residual": ("1", "largest residual of the complementarity conditions"),
 }
+
+
+OWN = {*_UNITS, "distance", "effective_eigenvalues", "measured_variance", "amplitude", "time", "travelled"}
+"""Names that observables cannot have."""
 
 
 def row_of(frames: dict[str, Frame], start: Tensor) -> dict[str, Any]:
@@ -58,7 +63,7 @@ def row_of(frames: dict[str, Frame], start: Tensor) -> dict[str, Any]:
     return row
 
 
-def dataset_of(rows: list[dict[str, Any]]) -> xr.Dataset:
+def dataset_of(rows: list[dict[str, Any]], followed: Sequence[str] = ()) -> xr.Dataset:
     """Rows as labelled arrays; what a time does not have is NaN."""
     wide = [
         key
@@ -87,8 +92,14 @@ def dataset_of(rows: list[dict[str, Any]]) -> xr.Dataset:
             unit, text = names[key]
             variables[key] = (("time", "eigenvalue"), block, {"units": unit, "long_name": text})
         elif any(not isinstance(row.get(key), Tensor) and row.get(key) is not None for row in rows):
+            mine = [name for name in followed if key == f"predicted_{name}" or key.startswith(f"{name}_")]
             if key in names:
                 unit, text = names[key]
+            elif mine:
+                at = (
+                    "average that the flow predicts" if key.startswith("predicted_") else f"at {key.rpartition('_')[2]}"
+                )
+                unit, text = "1", f"{mine[0]}, {at}"
             elif key.startswith("distance_"):
                 name, _, other = key.removeprefix("distance_").partition("_")
                 unit, text = "weight", f"distance of the {name} process from the {other or 'discrete'} one"
