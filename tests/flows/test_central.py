@@ -6,12 +6,13 @@ import torch
 from toys import digits, of_weights, two_valleys, valley
 
 from thalweg.errors import InvalidInput, NonFinite, NotConverged, NotDifferentiable
-from thalweg.flows.central import CentralMap, Settings
+from thalweg.flows.central import CentralMap
 from thalweg.flows.forecast import central_flow
 from thalweg.flows.midpoint import Midpoint
 from thalweg.flows.process import Discrete
 from thalweg.flows.reference import CentralReference, Euler
 from thalweg.flows.registry import law_of
+from thalweg.flows.settings import Settings
 from thalweg.flows.stable import StableFlow
 from thalweg.rules import Adam, Constant, GradientDescent, HeavyBall, Nesterov, RMSProp, ScalarRMSProp, Warmup
 

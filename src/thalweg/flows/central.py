@@ -3,7 +3,6 @@ r"""The central flow in map mode: the rule's own step, plus the penalty on curva
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,43 +11,13 @@ from thalweg.errors import NonFinite, NotConverged, explain
 from thalweg.flows.frames import oscillation
 from thalweg.flows.laws import LIMIT, Law
 from thalweg.flows.process import Frame, Process
+from thalweg.flows.settings import FAR, FIRST, LOOSE, LOST, Settings
 from thalweg.flows.subspace import Critical, react, refuse_unstable
 from thalweg.operators import hessian, preconditioned
-from thalweg.operators.third import Choice, third_derivative
+from thalweg.operators.third import third_derivative
 from thalweg.problem import Problem
 from thalweg.rules import State
 from thalweg.spectra import Eigenpairs, EigenTracker
-
-LOST = 0.3
-"""Effective eigenvalues this far above the limit mean that the flow has lost it."""
-FAR, LOOSE = 1.7, 3e-2
-"""Below this nothing is near the limit, and eigenvalues need this residual only: their error is its square."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How finely the critical subspace is watched.
-
-    Attributes:
-        tolerance: Error of effective eigenvalues, in units where the limit is 2, that a refresh may find.
-        candidate: Effective eigenvalue above which a direction takes part in the complementarity problem.
-        max_interval: Longest time between refreshes; four times that while nothing is critical.
-        max_critical: Most directions followed.
-        eigen_tol: Relative residual of eigenpairs; looser while nothing is near the limit.
-        third: Method of the third derivatives.
-        ablated: Leave the penalty out of the motion of the weights; then the metric alone keeps the limit.
-        damped: Take directions that oscillate by the exact decay of the flow, ``exp(-2)`` a unit, and not by the
-            rule's step, which would carry the flow itself from wall to wall there.
-    """
-
-    tolerance: float = 2e-3
-    candidate: float = 1.95
-    max_interval: int = 16
-    max_critical: int = 20
-    eigen_tol: float = 1e-3
-    third: Choice = "auto"
-    ablated: bool = False
-    damped: bool = True
 
 
 class CentralMap(Process):
@@ -65,9 +34,9 @@ class CentralMap(Process):
 
     name = "central"
 
-    def __init__(self, problem: Problem, law: Law, w: Tensor, state: State, settings: Settings = Settings()) -> None:
+    def __init__(self, problem: Problem, law: Law, w: Tensor, state: State, settings: Settings | None = None) -> None:
         super().__init__(problem, law, w, state)
-        self.settings = settings
+        self.settings = settings = settings or Settings()
         self.tracker = EigenTracker(1, threshold=settings.candidate / LIMIT, max_k=settings.max_critical + 1)
         self.block: Critical | None = None
         self.leading: Tensor | None = None
@@ -90,7 +59,8 @@ class CentralMap(Process):
     def _segment(self) -> None:
         """Compute frames until fresh eigenvalues accept them."""
         if self.leading is None:
-            self._refresh(first=True)
+            fresh, _ = self._refresh(first=True)
+            self.interval = FIRST if float(fresh[0]) < FAR else 1
         self._resume, self._emitted = self._snapshot(), 0
         while True:
             begin = (self.w, self.state, self.time, self.block, self.start, self.leading, self._here)

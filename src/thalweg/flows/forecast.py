@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from thalweg.errors import InvalidInput, NonFinite, NotConverged, explain
-from thalweg.flows.central import CentralMap, Settings
+from thalweg.flows.central import CentralMap
 from thalweg.flows.edge import EdgeFlow
 from thalweg.flows.labels import OWN, dataset_of, row_of
 from thalweg.flows.laws import LIMIT
@@ -19,6 +19,7 @@ from thalweg.flows.process import Discrete, Process
 from thalweg.flows.reference import CentralReference, Euler
 from thalweg.flows.registry import law_of
 from thalweg.flows.result import FlowResult
+from thalweg.flows.settings import Settings
 from thalweg.flows.stable import StableFlow
 from thalweg.problem import Problem
 from thalweg.rules import Rule, State
