@@ -68,7 +68,10 @@ def stable(problem: tw.Problem, rule: Any) -> bool:
     first = problem.value(w)
     for _ in range(WARM):
         w, state = rule.advance(w, state, problem.gradient(w))
-    return bool(problem.value(w) < first) and tw.edge(problem, rule, w, state).ratio < 0.9
+    try:
+        return bool(problem.value(w) < first) and tw.edge(problem, rule, w, state).ratio < 0.9
+    except ThalwegError:  # the curvature there is no number
+        return False
 
 
 def forecast(problem: tw.Problem, rule: Any, steps: int) -> dict[str, Any]:
