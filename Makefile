@@ -15,11 +15,12 @@ run: $(VENV)/.ready-run
 	$(BIN)/thalweg run --out $(RUN_OUT) --replace $(RUN_FLAGS)
 	$(BIN)/thalweg flow $(RUN_OUT) --time $(FLOW_TIME)
 
+# One thread: on tensors of this size a second one only waits, and takes the core from whatever else runs.
 test: $(VENV)/.ready-test
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --durations=40
 
 fast: $(VENV)/.ready-test
-	$(BIN)/python -m pytest -q -m "not slow and not browser"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and not browser"
 
 lint: $(VENV)/.ready-test
 	$(BIN)/ruff check .
