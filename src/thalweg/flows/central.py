@@ -214,7 +214,7 @@ class CentralMap(Process):
         if error > self.settings.tolerance:
             self.interval = max(1, self.interval // 2)
         elif error < self.settings.tolerance / 4:
-            longest = self.settings.max_interval * (1 if self.block is not None else 4)
+            longest = self.settings.max_interval * (1 if self.block is not None else 2)
             self.interval = min(2 * self.interval, longest)
         below = fresh[fresh <= self.settings.candidate]
         shared = min(len(fresh), len(before))

@@ -21,7 +21,7 @@ class Settings:
     Attributes:
         tolerance: Error of effective eigenvalues, in units where the limit is 2, that a refresh may find.
         candidate: Effective eigenvalue above which a direction takes part in the complementarity problem.
-        max_interval: Longest time between refreshes; four times that while nothing is critical.
+        max_interval: Longest time between refreshes; twice that while nothing is critical.
         max_critical: Most directions followed.
         eigen_tol: Relative residual of eigenpairs; looser while nothing is near the limit.
         third: Method of the third derivatives.
