@@ -16,6 +16,7 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import multiprocessing
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -25,11 +26,12 @@ from _common import arguments, header, machine, save, table
 
 import thalweg as tw
 from thalweg.errors import ThalwegError
-from thalweg.flows.forecast import central_flow
+from thalweg.flows import Settings, central_flow
 from thalweg.problem.data import Data, DataConfig, load_data, loss_for
 from thalweg.problem.zoo import ModelConfig, build_model
 
-SIGMA, WARM = 20.0, 10
+SIGMA, WARM, MOST = 20.0, 10, 8
+"""Width of the averages and steps of the rule before, in steps, and most directions that are followed."""
 MODELS = {
     "MLP, tanh": (ModelConfig("mlp", depth=3, width=32, activation="tanh"), "digits", 300),
     "MLP, GELU": (ModelConfig("mlp", depth=3, width=32, activation="gelu"), "digits", 300),
@@ -77,15 +79,15 @@ def stable(problem: tw.Problem, rule: Any) -> bool:
 def forecast(problem: tw.Problem, rule: Any, steps: int) -> dict[str, Any]:
     """One row."""
 
-    def attempt(processes: tuple[str, ...]) -> Any:
-        return central_flow(problem, rule, steps, warm_start=WARM, processes=processes)
-
-    every: tuple[str, ...] = ("discrete", "midpoint", "central")
     try:
-        try:
-            flow = attempt((*every, "stable"))
-        except tw.errors.NonFinite:  # the stable flow may become stiff beyond use
-            flow = attempt(every)
+        flow = central_flow(
+            problem,
+            rule,
+            steps,
+            warm_start=WARM,
+            settings=Settings(max_critical=MOST),
+            processes=("discrete", "midpoint", "central", "stable"),
+        )
     except ThalwegError as error:
         return {"failed": f"{type(error).__name__}: {str(error)[:160]}"}
     found = flow.compare(SIGMA)
@@ -124,22 +126,33 @@ def show(rows: list[dict[str, Any]]) -> str:
     return table(list(formats), lines)
 
 
+def group(job: tuple[str, str, int]) -> list[dict[str, Any]]:
+    """All rows of one network and loss."""
+    model, loss, steps = job
+    torch.set_num_threads(1)
+    problem, rows = problem_of(model, loss, 0), []
+    for name, rule in rules(problem).items():
+        rows.append({"model": model, "loss": loss, "rule": name, "seed": 0} | forecast(problem, rule, steps))
+        print(show(rows[-1:]).splitlines()[-1], file=sys.stderr, flush=True)
+    return rows
+
+
 def main() -> int:
     """Measure, print, save; 1 if a flow ran past its limit."""
     options = arguments(__doc__ or "", "flow_validation")
-    about, rows = machine(), []
-    for model in list(MODELS)[1:2] if options.quick else MODELS:
-        for loss in ("mse",) if options.quick else ("mse", "cross_entropy"):
-            problem = problem_of(model, loss, 0)
-            for name, rule in rules(problem).items():
-                row = forecast(problem, rule, 150 if options.quick else 400)
-                rows.append({"model": model, "loss": loss, "rule": name, "seed": 0} | row)
-                print(show(rows[-1:]).splitlines()[-1], file=sys.stderr, flush=True)
-    text = f"## Forecasts beside the runs they forecast\n\n{header(about)}\n\n{show(rows)}"
+    about = machine()
+    if options.quick:
+        rows = group(("MLP, GELU", "mse", 150))
+    else:  # nothing is timed, so the groups may run side by side
+        jobs = [(model, loss, 400) for model in MODELS for loss in ("mse", "cross_entropy")]
+        with multiprocessing.get_context("spawn").Pool() as pool:
+            rows = [row for found in pool.map(group, jobs, chunksize=1) for row in found]
+    text = f"{header(about)}\n\n{show(rows)}"
     print(text)
     if options.save:
-        save(options.out, "flow_validation", {"machine": about, "sigma": SIGMA, "rows": rows}, text)
-    return int(any(row.get("largest_eigenvalue", 0.0) > 2.05 for row in rows))
+        record = {"machine": about, "quick": options.quick, "sigma": SIGMA, "rows": rows}
+        save(options.out, "flow_validation", record, text)
+    return int(any(row.get("largest_eigenvalue", 0.0) > 2.3 for row in rows))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@ r"""The central flow in map mode: the rule's own step, plus the penalty on curva
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -79,6 +80,10 @@ class CentralMap(Process):
             unseen = len(fresh) > watched and float(fresh[watched]) > LIMIT + 2 * self.settings.tolerance
             if self.interval == 1 or not (unseen or error > 4 * self.settings.tolerance):
                 self._judge(fresh)
+                watching = 0 if block is None else block.count
+                self._ready = [
+                    _between(f, before, fresh, i / self.interval, watching) for i, f in enumerate(self._ready)
+                ]
                 self._choose_interval(error, before, fresh)
                 return
             self.rejected += 1
@@ -248,3 +253,13 @@ class CentralMap(Process):
         self._here, self._ready = None, []
         for _ in range(int(state["emitted"])):
             self.step()
+
+
+def _between(frame: Frame, before: Tensor, after: Tensor, share: float, watched: int) -> Frame:
+    """Fill in eigenvalues that were looked at only at both ends of a segment, on a line."""
+    if frame.eigenvalues is None:
+        return frame
+    shared = min(len(before), len(after), len(frame.eigenvalues))
+    values = frame.eigenvalues.clone()
+    values[watched:shared] = before[watched:shared] * (1 - share) + after[watched:shared] * share
+    return replace(frame, eigenvalues=values)

@@ -23,7 +23,7 @@ SEE = {
     "The dotted line is where the flow becomes critical.",
     "eigenvalues": "The curvature along the central flow as the optimizer sees it. The oscillation holds each "
     "eigenvalue at the limit that it has reached; without it they would go on rising. "
-    "Below the limit the flow looks at them now and then, more often the nearer they come.",
+    "Below the limit the flow looks at them now and then, more often the nearer they come, and draws a line between.",
     "variance": "Along each critical direction, strongest first: the variance that the flow predicts, and the squared "
     "displacement of the run from the flow. Both are in the metric of the optimizer; the prediction is averaged over "
     "neighbouring steps, the measurement over the width of the smoothing.",
