@@ -53,7 +53,7 @@ def test_quartiles_of_known_numbers():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["overhead", "hvp", "gauss_newton"])
+@pytest.mark.parametrize("name", ["overhead", "hvp", "gauss_newton", "flows"])
 def test_quick_runs_find_our_results_right(name, tmp_path):
     done = script(f"{name}.py", "--quick", "--save", "--out", tmp_path)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr
