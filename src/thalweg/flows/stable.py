@@ -34,7 +34,7 @@ class StableFlow(Process):
     name = "stable"
 
     def __init__(
-        self, problem: Problem, law: Law, w: Tensor, state: State, rtol: float = 1e-3, max_steps: int = 200
+        self, problem: Problem, law: Law, w: Tensor, state: State, rtol: float = 1e-3, max_steps: int = 20
     ) -> None:
         super().__init__(problem, law, w, state)
         if not rtol > 0:
