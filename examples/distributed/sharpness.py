@@ -66,6 +66,7 @@ def main() -> None:
         print(f"loss {float(value):.17g} on {problem.samples} samples")
         print(f"{pairs}")
         print("eigenvalues", *(f"{v:.17g}" for v in pairs.values.tolist()))
+    dist.barrier()  # a process that leaves early takes the connections of the others with it
     dist.destroy_process_group()
 
 
