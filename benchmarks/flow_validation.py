@@ -5,7 +5,7 @@ of `FlowResult.compare`: the loss averaged over time by a Gaussian of 20 steps, 
 critical; distances are end distances over the way that the rule has gone. The larger rate of each rule is
 the largest of a grid that is stable after those steps, the smaller half of it. What fails is a row that says why.
 
-    python benchmarks/flow_validation.py            about fifteen minutes of CPU time
+    python benchmarks/flow_validation.py            an hour of CPU time
     python benchmarks/flow_validation.py --quick    one network, about a minute
     python benchmarks/flow_validation.py --save     also writes results/flow_validation.json and .md
 """
