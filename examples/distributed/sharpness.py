@@ -7,6 +7,7 @@ Put your own model, loss and this process's share of your samples in the place o
 """
 
 import argparse
+import gc
 import os
 from datetime import timedelta
 
@@ -42,6 +43,13 @@ def main() -> None:
     local, here = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
     backend = "nccl" if torch.cuda.device_count() >= here else "gloo"
     dist.init_process_group(backend, timeout=timedelta(seconds=options.timeout))
+    measure(options, local, backend)
+    gc.collect()  # what measure has built holds on to the group, and threads that outlive it abort the process
+    dist.barrier()  # a process that leaves early takes the connections of the others with it
+    dist.destroy_process_group()
+
+
+def measure(options: argparse.Namespace, local: int, backend: str) -> None:
     model, loss, x, y = make(options.seed, options.samples)
     mine = slice(dist.get_rank(), None, dist.get_world_size())  # every process takes other samples
     x, y = x[mine], y[mine]
@@ -66,8 +74,6 @@ def main() -> None:
         print(f"loss {float(value):.17g} on {problem.samples} samples")
         print(f"{pairs}")
         print("eigenvalues", *(f"{v:.17g}" for v in pairs.values.tolist()))
-    dist.barrier()  # a process that leaves early takes the connections of the others with it
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
