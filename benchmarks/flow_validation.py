@@ -152,7 +152,7 @@ def main() -> int:
     if options.save:
         record = {"machine": about, "quick": options.quick, "sigma": SIGMA, "rows": rows}
         save(options.out, "flow_validation", record, text)
-    return int(any(row.get("largest_eigenvalue", 0.0) > 2.3 for row in rows))
+    return int(any(row.get("largest_eigenvalue", 0.0) > 2.05 for row in rows))
 
 
 if __name__ == "__main__":

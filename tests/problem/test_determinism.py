@@ -138,7 +138,9 @@ def test_kernels_that_round_differently_each_time_pass():
             self.calls += 1
             return super().forward(x) * (1 + 1e-6 * (self.calls % 3))
 
-    Problem(Rounding(3, 2), nn.MSELoss(), data())
+    model = Rounding(3, 2)
+    problem = Problem(model, nn.MSELoss(), data())
+    assert problem.model.calls >= 2, "the guard evaluated it twice, and let it pass"
 
 
 def test_batch_statistics_over_several_batches():
