@@ -12,7 +12,7 @@ from thalweg.errors import NonFinite, NotConverged, explain
 from thalweg.flows.frames import oscillation
 from thalweg.flows.laws import LIMIT, Law
 from thalweg.flows.process import Frame, Process
-from thalweg.flows.settings import FAR, FIRST, LOOSE, LOST, Settings
+from thalweg.flows.settings import BOLD, CAREFUL, FAR, FIRST, LOOSE, LOST, Settings
 from thalweg.flows.subspace import Critical, react, refuse_unstable
 from thalweg.operators import hessian, preconditioned
 from thalweg.operators.third import third_derivative
@@ -38,17 +38,21 @@ class CentralMap(Process):
     def __init__(self, problem: Problem, law: Law, w: Tensor, state: State, settings: Settings | None = None) -> None:
         super().__init__(problem, law, w, state)
         self.settings = settings = settings or Settings()
-        self.tracker = EigenTracker(1, threshold=settings.candidate / LIMIT, max_k=settings.max_critical + 1)
+        self.tracker = self._new_tracker()
         self.block: Critical | None = None
         self.leading: Tensor | None = None
         self.start: Tensor | None = None
         self.interval = 1
         self.rejected = 0
         self.excess = 0.0
+        self._rate = 0.0
         self._ready: list[Frame] = []
         self._here: tuple[float, Tensor] | None = None
         self._resume: dict[str, Tensor] = {}
         self._emitted = 0
+
+    def _new_tracker(self) -> EigenTracker:
+        return EigenTracker(1, threshold=self.settings.candidate / LIMIT, max_k=self.settings.max_critical + 1)
 
     def step(self) -> Frame:
         """Return the next frame; a segment of them is computed where none is left."""
@@ -68,16 +72,19 @@ class CentralMap(Process):
             watched = 0 if self.block is None else self.block.count
             block = None if self.block is None else Critical(self.block.U, self.block.A, self.block.D)
             self.block = block
-            self._ready = [self._one() for _ in range(self.interval)]
             before = begin[5]
             assert before is not None
-            fresh, metric = self._refresh()
+            if block is None:
+                fresh, metric = self._free(before)
+            else:
+                self._ready = [self._one() for _ in range(self.interval)]
+                fresh, metric = self._refresh()
             error = 0.0
             if block is not None:
                 expected = block.eigenvalues(metric)
                 shared = min(len(expected), len(fresh))
                 error = float((expected[:shared] - fresh[:shared]).abs().max())
-            unseen = len(fresh) > watched and float(fresh[watched]) > LIMIT + 2 * self.settings.tolerance
+            unseen = len(fresh) > watched and float(fresh[watched]) > self._past
             if self.interval == 1 or not (unseen or error > 4 * self.settings.tolerance):
                 self._judge(fresh)
                 watching = 0 if block is None else block.count
@@ -89,6 +96,29 @@ class CentralMap(Process):
             self.rejected += 1
             self.w, self.state, self.time, self.block, self.start, self.leading, self._here = begin
             self.interval //= 2
+
+    def _free(self, before: Tensor) -> tuple[Tensor, Tensor]:
+        """A segment of the rule alone. Where it ran past the limit, it is cut short: its steps were the rule's own."""
+        trail = []
+        self._ready = []
+        for _ in range(self.interval):
+            self._ready.append(self._one())
+            trail.append((self.w, self.state))
+        begin = self.time - self.interval
+        fresh, metric = self._refresh(may_return=self.interval > 1)
+        while float(fresh[0]) > self._past and self.interval > 1:
+            self.rejected += 1
+            share = (self.settings.candidate - float(before[0])) / (float(fresh[0]) - float(before[0]))
+            self.interval = max(1, min(self.interval - 1, int(share * self.interval)))
+            self._ready, self.time = self._ready[: self.interval], begin + self.interval
+            (self.w, self.state), self._here = trail[self.interval - 1], None
+            fresh, metric = self._refresh(may_return=self.interval > 1)
+        return fresh, metric
+
+    @property
+    def _past(self) -> float:
+        """An eigenvalue above this has passed the limit without having been watched."""
+        return LIMIT + 2 * self.settings.tolerance
 
     def _judge(self, fresh: Tensor) -> None:
         """Refuse to go on where even steps of one unit lose the limit, or more is critical than is followed."""
@@ -167,36 +197,51 @@ class CentralMap(Process):
             self._here = self.gradient(self.w)
         return self._here
 
-    def _refresh(self, first: bool = False) -> tuple[Tensor, Tensor]:
-        """Solve for the leading eigenpairs here, take third derivatives on the critical ones; values and metric."""
-        value, gradient = self._gradient_here()
-        if not math.isfinite(value):
-            raise NonFinite(
-                explain(
-                    f"The loss along the flow is {value} at time {self.time:g}",
-                    "the learning rate is too large for this start",
-                    "Lower it, or warm up",
-                )
-            )
-        metric = self.law.metric(self.law.absorb(self.state, self.law.force(gradient, self.w)))
-        with hessian(self.problem, self.w) as curvature:
+    def _metric_here(self, gradient: Tensor) -> Tensor:
+        """``P`` at the present point."""
+        return self.law.metric(self.law.absorb(self.state, self.law.force(gradient, self.w)))
+
+    def _refresh(self, first: bool = False, may_return: bool = False) -> tuple[Tensor, Tensor]:
+        """Solve for the leading eigenpairs here, take third derivatives on the critical ones; values and metric.
+
+        With ``may_return`` a point past the limit is only looked at: the caller goes back from it.
+        """
+        with hessian(self.problem, self.w, with_gradient=self._here is None) as curvature:
             self.ledger.linearisations += 1
+            if curvature.gradient is not None and curvature.value is not None:
+                self._here = float(curvature.value), curvature.gradient
+            value, gradient = self._gradient_here()
+            if not math.isfinite(value):
+                raise NonFinite(
+                    explain(
+                        f"The loss along the flow is {value} at time {self.time:g}",
+                        "the learning rate is too large for this start",
+                        "Lower it, or warm up",
+                    )
+                )
+            metric = self.law.metric(self.law.absorb(self.state, self.law.force(gradient, self.w)))
             operator = curvature.shift(self.law.decay) if self.law.decay else curvature
             effective = preconditioned(operator, metric.to(self.w))
             pairs = None
-            if self.leading is None or float(self.leading[0]) < FAR:
-                self.tracker.tol = max(self.settings.eigen_tol, LOOSE)
-                pairs = self.tracker.update(effective, LIMIT, w=self.w)
-            if pairs is None or float(pairs.values[0]) >= FAR:
+            last = 0.0 if self.leading is None else float(self.leading[0])
+            if last < FAR:  # the error of the value is the square of its vector's
+                self.tracker.tol = max(self.settings.eigen_tol, LOOSE * (1 - last / LIMIT))
+                pairs = self.tracker.update(effective, LIMIT, w=self.w, start=gradient)
+            beyond = may_return and pairs is not None and float(pairs.values[0]) > self._past
+            if pairs is None or (float(pairs.values[0]) >= FAR and not beyond):
+                if first:  # a glance is no start for what must not miss anything
+                    self.tracker = self._new_tracker()
                 self.tracker.tol = self.settings.eigen_tol
                 pairs = self.tracker.update(effective, LIMIT, w=self.w)
             self.ledger.products += curvature.products
         fresh = pairs.values.to("cpu", torch.float64)
         if first:
             refuse_unstable(float(fresh[0]))
+        if may_return and float(fresh[0]) > self._past:
+            return fresh, metric
         self.leading = fresh
         count = int((fresh > self.settings.candidate).sum())
-        known, self.block = self.block, self._critical(pairs, count, metric) if count else None
+        known, self.block = self.block, self._critical(pairs, count, metric, gradient) if count else None
         same = known is not None and self.block is not None and known.count == count and self.start is not None
         if same and known is not None and self.block is not None and self.start is not None:
             scaled = known.U * (metric.to(known.U)[:, None] if metric.ndim else metric.to(known.U))
@@ -206,10 +251,10 @@ class CentralMap(Process):
             self.start = None
         return fresh, metric
 
-    def _critical(self, pairs: Eigenpairs, count: int, metric: Tensor) -> Critical:
+    def _critical(self, pairs: Eigenpairs, count: int, metric: Tensor, gradient: Tensor) -> Critical:
         scale = metric.to(self.w).rsqrt()
         U = pairs.vectors[:, :count] * (scale[:, None] if scale.ndim else scale)
-        third = third_derivative(self.problem, self.w, U, method=self.settings.third)
+        third = third_derivative(self.problem, self.w, U, method=self.settings.third, gradient=gradient)
         self.ledger.gradients += third.gradients
         return Critical(U, torch.diag(pairs.values[:count].to("cpu", torch.float64)), third.rows)
 
@@ -219,18 +264,20 @@ class CentralMap(Process):
         if error > self.settings.tolerance:
             self.interval = max(1, self.interval // 2)
         elif error < self.settings.tolerance / 4:
-            longest = self.settings.max_interval * (1 if self.block is not None else 2)
-            self.interval = min(2 * self.interval, longest)
+            free = self.block is None
+            self.interval = min((3 if free else 2) * self.interval, self.settings.max_interval * (3 if free else 1))
         below = fresh[fresh <= self.settings.candidate]
         shared = min(len(fresh), len(before))
-        rate = float((fresh[:shared] - before[:shared]).max()) / elapsed
+        found = max(0.0, float((fresh[:shared] - before[:shared]).max()) / elapsed)
+        rate, self._rate = found + max(0.0, found - self._rate) / 2, found  # it may speed up as it did before
         if len(below) and rate > 0:  # it may rise as fast as the fastest of them has done
-            self.interval = max(1, min(self.interval, int((LIMIT - float(below[0])) / rate / 2)))
+            part = BOLD if self.block is None else CAREFUL  # too far costs one look at eigenvalues, or the segment
+            self.interval = max(1, min(self.interval, int((LIMIT - float(below[0])) / rate * part)))
 
     def _snapshot(self) -> dict[str, Tensor]:
         """The start of this segment: it is computed again, to the same bits, after a resume."""
         state = super().state_dict() | {f"tracker.{k}": t for k, t in self.tracker.state_dict().items()}
-        state["map"] = torch.tensor([self.interval, self.rejected, self.excess], dtype=torch.float64)
+        state["map"] = torch.tensor([self.interval, self.rejected, self.excess, self._rate], dtype=torch.float64)
         for name, tensor in (("leading", self.leading), ("start", self.start)):
             if tensor is not None:
                 state[name] = tensor.clone()
@@ -247,7 +294,8 @@ class CentralMap(Process):
         super().load_state_dict({k: t for k, t in state.items() if not k.startswith("tracker.")})
         known = {k.removeprefix("tracker."): t for k, t in state.items() if k.startswith("tracker.")}
         self.tracker.load_state_dict(known)
-        self.interval, self.rejected, self.excess = int(state["map"][0]), int(state["map"][1]), float(state["map"][2])
+        self.interval, self.rejected = int(state["map"][0]), int(state["map"][1])
+        self.excess, self._rate = float(state["map"][2]), float(state["map"][3])
         self.leading, self.start = state.get("leading"), state.get("start")
         self.block = Critical(state["U"], state["A"], state["D"]) if "U" in state else None
         self._here, self._ready = None, []

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from thalweg.errors import InvalidInput, explain
 from thalweg.operators.third import Choice
 
 LOST = 0.3
 """Effective eigenvalues this far above the limit mean that the flow has lost it."""
-FAR, LOOSE = 1.7, 3e-2
-"""Below this nothing is near the limit, and eigenvalues need this residual only: their error is its square."""
+FAR, LOOSE = 1.85, 0.1
+"""Below the first nothing is near the limit; there eigenpairs need a relative residual of only the second times the
+share that is left to the limit."""
 FIRST = 8
 """Length of the first segment that begins far from the limit; like any, it is done again if it went too far."""
+BOLD, CAREFUL = 0.7, 0.5
+"""Share of the time to the next eigenvalue's predicted arrival at the limit that a segment may last: while nothing is
+critical, and after."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +26,7 @@ class Settings:
     Attributes:
         tolerance: Error of effective eigenvalues, in units where the limit is 2, that a refresh may find.
         candidate: Effective eigenvalue above which a direction takes part in the complementarity problem.
-        max_interval: Longest time between refreshes; twice that while nothing is critical.
+        max_interval: Longest time between refreshes; three times that while nothing is critical.
         max_critical: Most directions followed.
         eigen_tol: Relative residual of eigenpairs; looser while nothing is near the limit.
         third: Method of the third derivatives.
@@ -38,3 +43,29 @@ class Settings:
     third: Choice = "auto"
     ablated: bool = False
     damped: bool = True
+
+
+@dataclass(frozen=True)
+class FlowSettings(Settings):
+    """How exactly the differential equation is solved, with all of `Settings`; ``damped`` has no say here.
+
+    Attributes:
+        accuracy: Error of a step, over the length of its move: so the end is off by about this share of the
+            path at most, unless the flow itself drives neighbours apart.
+        shortest: Least time between refreshes, at which a segment stands whatever fresh eigenvalues say.
+        max_interval: Longest time between refreshes; twice that while nothing is critical.
+    """
+
+    max_interval: int = 32
+    accuracy: float = 1e-3
+    shortest: float = 0.25
+
+    def __post_init__(self) -> None:
+        if not self.accuracy > 0 or not 1 / 64 <= self.shortest <= 1:
+            raise InvalidInput(
+                explain(
+                    f"accuracy is {self.accuracy}, shortest is {self.shortest}",
+                    "a step needs a positive tolerance, and a refresh some time, from 1/64 to 1",
+                    "Pass accuracy=1e-3, or smaller for a more exact flow",
+                )
+            )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Any, Literal, get_args
 
+import torch
 from torch import Tensor
 
 from thalweg.errors import InvalidInput, explain
@@ -32,11 +33,19 @@ class HessianOperator(Operator):
     Attributes:
         layout_used: The layout that computes the products.
         record: Why it was picked: estimated and allowed bytes, number of batches.
+        value: ``L(w)``, 0-dim, and
+        gradient: its gradient, shape ``(P,)``, where these were asked for and came with the layout; else None.
     """
 
-    def __init__(self, problem: Problem, w: Tensor, layout: LayoutName, memory_limit: int | None) -> None:
+    def __init__(
+        self, problem: Problem, w: Tensor, layout: LayoutName, memory_limit: int | None, with_gradient: bool = False
+    ) -> None:
         super().__init__(problem.dimension, problem.dtype, problem.device)
         self.record: dict[str, Any] = {"asked": layout}
+        self.value: Tensor | None = None
+        self.gradient: Tensor | None = None
+        self._sum: Tensor | None = torch.zeros_like(w) if with_gradient else None
+        self._values: list[Tensor] = []
         self._layout = self._choose(problem, w, layout, memory_limit)
         self.layout_used = _NAMES[type(self._layout)]
         self.record["used"] = self.layout_used
@@ -79,18 +88,31 @@ class HessianOperator(Operator):
         for number, (batch, weight) in enumerate(problem.batches()):
             if known is None:  # counting doubles the cost of recording, so it is done once a problem
                 with memory.SavedBytes() as saved:
-                    graphs.append((forget_values(linearise(problem, w, batch)), weight))
+                    graphs.append((self._graph(problem, w, batch, weight), weight))
                 kept += saved.bytes
                 self.record["graph_bytes"] = kept * problem.batch_count // (number + 1)
             elif known <= allowed or layout == "linearised":
-                graphs.append((forget_values(linearise(problem, w, batch)), weight))
+                graphs.append((self._graph(problem, w, batch, weight), weight))
             if layout == "auto" and self.record["graph_bytes"] > allowed:
                 problem.notes["graph_bytes"] = self.record["graph_bytes"]
                 self.record["why"] = "the kept graph would need more memory than allowed"
                 return DoubleBackward(problem, w)
         problem.notes["graph_bytes"] = self.record["graph_bytes"]
         self.record["why"] = "the graph fits in memory, and reusing it costs least per product"
+        if self._sum is not None:
+            self.value, self.gradient, self._sum = torch.stack(self._values).sum(), self._sum, None
         return Linearised(problem, w, graphs)
+
+    def _graph(self, problem: Problem, w: Tensor, batch: Any, weight: float) -> Graph:
+        """Record one batch; add its gradient up on the way, where that is wanted."""
+        if self._sum is None:
+            return forget_values(linearise(problem, w, batch))
+        values: list[Tensor] = []
+        leaves, grads = linearise(problem, w, batch, values)
+        self._values.append(values[0] * weight)
+        for place, part in zip(problem.layout.split(self._sum), grads):
+            place.add_(part.detach(), alpha=weight)
+        return forget_values((leaves, grads))
 
 
 _NAMES: dict[type[HessianLayout], LayoutName] = {
@@ -107,6 +129,7 @@ def hessian(
     *,
     layout: LayoutName = "auto",
     memory_limit: int | None = None,
+    with_gradient: bool = False,
 ) -> HessianOperator:
     r"""Return the Hessian ``H(w) = sum_b (n_b / N) grad^2 L_b(w)`` as an operator of shape ``(P, P)``.
 
@@ -119,6 +142,8 @@ def hessian(
             ``"difference"`` needs no second derivative and is right to about 1e-8 in float64, 1e-3 in float32.
             ``"auto"`` takes the first if it fits in memory, else the second; see ``operator.record``.
         memory_limit: Bytes that ``"auto"`` may keep; default a quarter of what is free now.
+        with_gradient: Keep value and gradient at ``w``, which recording the graph computes anyway, in
+            ``operator.value`` and ``operator.gradient``: one vector more. Other layouts leave them None.
 
     Returns:
         A `HessianOperator`. Use it in a ``with`` block, or drop it, to free the graph.
@@ -146,4 +171,4 @@ def hessian(
         )
     point = problem.initial if w is None else w.detach().to(problem.device, problem.dtype, copy=True)
     problem.layout.split(point)  # checks the shape
-    return HessianOperator(problem, point, layout, memory_limit)
+    return HessianOperator(problem, point, layout, memory_limit, with_gradient)

@@ -24,20 +24,25 @@ BATCHED_COLUMNS = 8
 """Columns per batched backward on a GPU; on the CPU a loop is faster (measured: blocks cost 1.8-3.9 a vector)."""
 
 
-def linearise(problem: Problem, w: Tensor, batch: Any) -> tuple[list[Tensor], tuple[Tensor, ...]]:
-    """Return leaves at ``w`` and the gradient of the batch's mean loss with its graph.
+def linearise(
+    problem: Problem, w: Tensor, batch: Any, values: list[Tensor] | None = None
+) -> tuple[list[Tensor], tuple[Tensor, ...]]:
+    """Return leaves at ``w`` and the gradient of the batch's mean loss with its graph; append the loss to ``values``.
 
     Raises:
         NotDifferentiable: An operation on the way has no second derivative.
     """
     leaves = [leaf.detach().requires_grad_() for leaf in problem.layout.split(w)]
     try:
-        return leaves, _gradient(problem, leaves, batch)
+        value, grads = _gradient(problem, leaves, batch)
+        if values is not None:
+            values.append(value.detach())
+        return leaves, grads
     except NotDifferentiable as error:
         raise _blamed(error, problem, leaves, batch) from error
 
 
-def _gradient(problem: Problem, leaves: list[Tensor], batch: Any) -> tuple[Tensor, ...]:
+def _gradient(problem: Problem, leaves: list[Tensor], batch: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
     with torch.enable_grad(), no_autocast(problem.device):
         value = problem.loss(leaves, batch)
         with second_derivative():
@@ -47,7 +52,7 @@ def _gradient(problem: Problem, leaves: list[Tensor], batch: Any) -> tuple[Tenso
     if not problem.notes.get("walked"):
         refuse_dead_ends(grads)
         problem.notes["walked"] = True
-    return grads
+    return value, grads
 
 
 def _blamed(error: NotDifferentiable, problem: Problem, leaves: list[Tensor], batch: Any) -> NotDifferentiable:

@@ -109,7 +109,9 @@ class EigenTracker:
         self._values: Tensor | None = None
         self._guard: Tensor | None = None
 
-    def update(self, operator: Operator, limit: float | None = None, *, w: Tensor | None = None) -> Eigenpairs:
+    def update(
+        self, operator: Operator, limit: float | None = None, *, w: Tensor | None = None, start: Tensor | None = None
+    ) -> Eigenpairs:
         """Return the leading pairs of ``operator``.
 
         Args:
@@ -117,6 +119,9 @@ class EigenTracker:
             limit: The stability limit in the operator's units, for ``threshold``.
             w: The weights that the operator belongs to, shape ``(P,)``. Without them the prediction is a line
                 through past calls, which costs more products.
+            start: A direction to begin a first call with, shape ``(P,)``, such as the gradient. The call is then a
+                glance: converged to ``tol``, but nothing has looked for an eigenvalue that both this and two random
+                directions miss. Later calls ignore it.
 
         Returns:
             `Eigenpairs` with ``count`` pairs, values descending, vectors sign-aligned with the last call.
@@ -128,7 +133,13 @@ class EigenTracker:
         first = operator.products
         count = min(self.count, operator.size)
         space = BlockSpace(operator, capacity=max(6 * (self.max_k if self.grow else count), 24))
-        result = self._warm(space, count, w) if len(self._history) else None
+        result = None
+        if len(self._history):
+            result = self._warm(space, count, w)
+        elif start is not None:
+            noise = [self._noise(operator, "glance", i) for i in range(2)]
+            space.add(torch.stack([start.to(operator.device, operator.dtype), *noise]))
+            result = solve_block(space, count, self.tol)
         if result is None or not result.converged:
             space, result = self._cold(operator, count, space)
         while self._wants_more(result, limit, operator.size):
