@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -19,6 +20,7 @@ from thalweg.flows.process import Discrete, Process
 from thalweg.flows.reference import CentralReference, Euler
 from thalweg.flows.registry import law_of
 from thalweg.flows.result import FlowResult
+from thalweg.flows.saving import Keeper, identity
 from thalweg.flows.settings import Settings
 from thalweg.flows.stable import StableFlow
 from thalweg.problem import Problem
@@ -49,6 +51,9 @@ def central_flow(
     processes: Sequence[str] = ("discrete", "central"),
     observables: Mapping[str, Observable] | None = None,
     meter: Meter | None = None,
+    state_path: str | Path | None = None,
+    resume: bool = False,
+    save_every: int | None = None,
 ) -> FlowResult:
     r"""Forecast the time-averaged path of ``rule`` for ``time`` steps, beside the rule itself if asked.
 
@@ -74,6 +79,10 @@ def central_flow(
         observables: Functions of flat weights to follow too, by name, such as ``{"test_loss": test_problem.value}``.
             Each is evaluated once per process and twice per direction that oscillates, at each time.
         meter: Shown each time.
+        state_path: A safetensors file to keep what the next unit of time depends on, and the times so far.
+        resume: Whether to go on from there, to the same bits in the same environment; a forecast that is complete
+            is extended by a larger ``time``. Where nothing was saved yet it begins.
+        save_every: Units of time between two savings; by default some seconds, at a bounded cost.
 
     Returns:
         A `FlowResult`. Its ``data`` has, over ``time``: ``loss_PROCESS``, ``squared_gradient_PROCESS``,
@@ -89,6 +98,7 @@ def central_flow(
         NotConverged: Eigenpairs or the oscillation could not be found, or the flow lost the limit; ``error.result``
             is the forecast until then.
         NonFinite: A process diverges; ``error.result`` as above. A stable flow that becomes too stiff ends alone.
+        RunFolderError, StorageError: The state cannot be read or written.
 
     Example:
         >>> import torch
@@ -112,6 +122,8 @@ def central_flow(
                 "Correct the argument",
             )
         )
+    if resume and state_path is None:
+        raise InvalidInput(explain("resume=True was given alone", "nothing was saved", "Name the file: state_path="))
     followed = observables or {}
     check_names(followed, OWN)
     law = law_of(rule)
@@ -125,8 +137,13 @@ def central_flow(
         )
     w = problem.initial if w is None else w.detach().to(problem.device, problem.dtype)
     state = rule.init(w) if state is None else state
-    for _ in range(warm_start):
+    keeper = _keeper(state_path, save_every, problem, rule, w, state, processes, settings, mode, warm_start, followed)
+    saved = keeper.take_up(time, problem.device) if resume else None
+    if saved is not None:
+        w, state = saved.start, saved.state
+    for _ in range(warm_start if saved is None else 0):
         w, state = rule.advance(w, state, problem.gradient(w))
+    keeper.begin(w, state)
     running: dict[str, Process] = {}
     if "discrete" in processes:
         running["discrete"] = Discrete(problem, law, w, state)
@@ -154,10 +171,16 @@ def central_flow(
         running["edge"] = EdgeFlow(problem, law, w, state)
     meter = meter or Silent()
     rows: list[dict[str, Any]] = []
-    meter.init(time)
     notes: list[str] = []
+    if saved is not None:
+        rows, notes = saved.rows, saved.notes
+        running = {name: process for name, process in running.items() if name in saved.processes}
+        for name, process in running.items():
+            process.load_state_dict(saved.processes[name])
+    meter.init(time, len(rows))
+    keeper.open()
     try:
-        for t in range(time):
+        for t in range(len(rows), time):
             frames = {name: process.step() for name, process in running.items() if name != "stable"}
             if "stable" in running:
                 try:
@@ -176,14 +199,37 @@ def central_flow(
                 )
             rows.append(row_of(frames, w) | observe(followed, frames))
             meter.step({"step": t + 1, "loss": rows[-1]["predicted_loss"], "critical": rows[-1]["critical"]})
+            keeper.after(rows, running, notes, last=t + 1 == time)
     except (NotConverged, NonFinite) as error:
         if rows:
             stop = f"It ended at time {len(rows)} of {time}: {error}"
             raise type(error)(str(error), _result(rows, mode, running, stop, notes, followed)) from error
         raise
     finally:
+        keeper.close()
         meter.close()
     return _result(rows, mode, running, f"All {time} units of time were computed.", notes, followed)
+
+
+def _keeper(
+    path: str | Path | None,
+    every: int | None,
+    problem: Problem,
+    rule: Rule,
+    w: Tensor,
+    state: State,
+    processes: Sequence[str],
+    settings: Any,
+    mode: str,
+    warm_start: int,
+    followed: Mapping[str, Observable],
+) -> Keeper:
+    if path is None:
+        return Keeper(None, {})
+    known = identity(
+        problem, rule, w, state, processes, settings, mode=mode, warm_start=warm_start, observables=list(followed)
+    )
+    return Keeper(Path(path), known, every)
 
 
 def _result(
