@@ -11,6 +11,7 @@ from torch import Tensor
 
 from thalweg.errors import InvalidInput, NonFinite, NotConverged, explain
 from thalweg.flows.central import CentralMap
+from thalweg.flows.continuous import CentralFlow
 from thalweg.flows.edge import EdgeFlow
 from thalweg.flows.labels import OWN, dataset_of, row_of
 from thalweg.flows.laws import LIMIT
@@ -21,7 +22,7 @@ from thalweg.flows.reference import CentralReference, Euler
 from thalweg.flows.registry import law_of
 from thalweg.flows.result import FlowResult
 from thalweg.flows.saving import Keeper, identity
-from thalweg.flows.settings import Settings
+from thalweg.flows.settings import FlowSettings, Settings
 from thalweg.flows.stable import StableFlow
 from thalweg.problem import Problem
 from thalweg.rules import Rule, State
@@ -46,7 +47,7 @@ def central_flow(
     w: Tensor | None = None,
     state: State | None = None,
     warm_start: int = 0,
-    mode: Literal["map", "reference"] = "map",
+    mode: Literal["map", "flow", "reference"] = "map",
     settings: Settings | Euler | None = None,
     processes: Sequence[str] = ("discrete", "central"),
     observables: Mapping[str, Observable] | None = None,
@@ -70,10 +71,11 @@ def central_flow(
         w: Starting weights, shape ``(P,)``; default ``problem.initial``.
         state: State of the rule there; default its initial one.
         warm_start: Steps of the rule itself before the flows begin; rules with averages of squares need a few.
-        mode: ``"map"``: the rule's exact step and the penalty, with few gradients. ``"reference"``: Euler substeps
-            of the differential equation with fresh derivatives, slow; its limit of many substeps is the flow itself,
-            which is *not* closer to the rule, whose steps are of length one.
-        settings: `Settings` of the map, or `Euler` for the reference.
+        mode: ``"map"``: the rule's exact step and the penalty, with few gradients. ``"flow"``: the differential
+            equation itself to a given accuracy, in long steps; it is *not* closer to the rule, whose steps are of
+            length one. ``"reference"``: Euler substeps of the equation with fresh derivatives, slow; with many of
+            them it comes to the flow.
+        settings: `Settings` of the map, `FlowSettings` of the flow, or `Euler` for the reference.
         processes: Which run: any of ``discrete``, ``midpoint``, ``central``, ``stable``, and ``edge`` (gradient
             descent only). ``central`` always does.
         observables: Functions of flat weights to follow too, by name, such as ``{"test_loss": test_problem.value}``.
@@ -159,11 +161,13 @@ def central_flow(
         )
     if mode == "map":
         running["central"] = CentralMap(problem, law, w, state, _settings(settings, Settings))
+    elif mode == "flow":
+        running["central"] = CentralFlow(problem, law, w, state, _settings(settings, FlowSettings))
     elif mode == "reference":
         running["central"] = CentralReference(problem, law, w, state, _settings(settings, Euler))
     else:
         raise InvalidInput(
-            explain(f"The mode {mode!r} is unknown", "it names how the flow is computed", "Use map or reference")
+            explain(f"The mode {mode!r} is unknown", "it names how the flow is computed", "Use map, flow or reference")
         )
     if "stable" in processes:
         running["stable"] = StableFlow(problem, law, w, state)

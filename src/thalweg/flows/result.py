@@ -71,7 +71,8 @@ class FlowResult:
 
     Attributes:
         data: Dimensions ``time`` (steps of the rule), ``eigenvalue``; variables with units: see `central_flow`.
-        mode: ``"map"`` (the rule's own step and the penalty) or ``"reference"`` (Euler substeps of the equation).
+        mode: ``"map"`` (the rule's own step and the penalty), ``"flow"`` (the differential equation to a given
+            accuracy) or ``"reference"`` (Euler substeps of the equation).
         points: End weights of each process, by name.
         cost: Gradient-equivalents per unit of time, by process.
         stop: Why the forecast ended.

@@ -14,7 +14,7 @@ FAR, LOOSE = 1.85, 0.1
 share that is left to the limit."""
 FIRST = 8
 """Length of the first segment that begins far from the limit; like any, it is done again if it went too far."""
-BOLD, CAREFUL = 0.7, 0.5
+BOLD, CAREFUL = 0.8, 0.5
 """Share of the time to the next eigenvalue's predicted arrival at the limit that a segment may last: while nothing is
 critical, and after."""
 
@@ -50,14 +50,14 @@ class FlowSettings(Settings):
     """How exactly the differential equation is solved, with all of `Settings`; ``damped`` has no say here.
 
     Attributes:
-        accuracy: Error of a step, over the length of its move: so the end is off by about this share of the
-            path at most, unless the flow itself drives neighbours apart.
+        accuracy: Estimated error of a step, over the length of its move. Neighbouring paths mostly come together, so
+            that the end is off by less than this share of the whole path.
         shortest: Least time between refreshes, at which a segment stands whatever fresh eigenvalues say.
         max_interval: Longest time between refreshes; twice that while nothing is critical.
     """
 
     max_interval: int = 32
-    accuracy: float = 1e-3
+    accuracy: float = 1e-2
     shortest: float = 0.25
 
     def __post_init__(self) -> None:
@@ -66,6 +66,6 @@ class FlowSettings(Settings):
                 explain(
                     f"accuracy is {self.accuracy}, shortest is {self.shortest}",
                     "a step needs a positive tolerance, and a refresh some time, from 1/64 to 1",
-                    "Pass accuracy=1e-3, or smaller for a more exact flow",
+                    "Pass accuracy=1e-2, or less for a more exact flow",
                 )
             )

@@ -4,8 +4,8 @@ Gradient flow at the edge of stability has eigenvalues up to -2 a unit of time. 
 of about a unit there. A method whose ``s`` stages form a Chebyshev polynomial is stable for steps of
 ``0.65 (s^2 - 1) / 2`` units: the length of a step grows with the square of what it costs.
 
-The stability polynomial ``R(z) = a + b T_s(w_0 + w_1 z)`` oscillates within ``1 - eps/3`` on all of the stable interval,
-and the conditions of second order, ``R(0) = R'(0) = R''(0) = 1``, fix
+The stability polynomial ``R(z) = a + b T_s(w_0 + w_1 z)`` oscillates within ``1 - eps/3`` on all of the stable
+interval, and the conditions of second order, ``R(0) = R'(0) = R''(0) = 1``, fix
 
 .. math::
     w_1 = T_s'(w_0) / T_s''(w_0), \qquad b = T_s''(w_0) / T_s'(w_0)^2, \qquad a = 1 - b T_s(w_0).
@@ -81,9 +81,7 @@ def stages_for(stiffness: float) -> int:
     return stages
 
 
-def chebyshev_step(
-    y: Point, slope: Point, h: float, velocity: Callable[[float, Point], Point], stages: int
-) -> Point:
+def chebyshev_step(y: Point, slope: Point, h: float, velocity: Callable[[float, Point], Point], stages: int) -> Point:
     """Take one step of length ``h`` from ``y``, where the velocity is ``slope``.
 
     Args:

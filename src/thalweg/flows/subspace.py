@@ -125,6 +125,32 @@ def react(
     return Reaction(solution, penalty, squares)
 
 
+def push(
+    block: Critical, law: Law, metric: Tensor, X: Tensor | None, penalised: bool = True
+) -> tuple[Tensor, Tensor | None]:
+    """Return the penalty of a known oscillation, shape ``(P,)``, and what it adds to the averaged squares."""
+    nothing = torch.zeros_like(block.U[:, 0])
+    squares = law.squared(nothing, nothing)
+    if X is None:
+        return nothing, squares
+    penalty = 0.5 * penalised * (block.D.T @ svec(X).to(block.D))
+    if squares is not None:
+        values, turned = torch.linalg.eigh(X)
+        images = LIMIT * _columns(block.U @ turned.to(block.U), metric)
+        for weight, image in zip(values.tolist(), images.T):
+            part = law.squared(image, image)
+            assert part is not None
+            squares = squares + weight * part
+    return penalty, squares
+
+
+def turned_rows(rows: Tensor, turn: Tensor) -> Tensor:
+    """Return rows of ``D`` in the basis ``U turn'``: what ``smat(D v)`` becomes is ``turn smat(D v) turn'``."""
+    units = torch.eye(len(rows), dtype=turn.dtype)
+    operator = torch.stack([svec(turn @ smat(unit) @ turn.T) for unit in units], dim=1)
+    return operator.to(rows) @ rows
+
+
 def refuse_unstable(sharpness: float) -> None:
     """Raise where a flow would start far beyond the limit."""
     if sharpness > 1.1 * LIMIT:

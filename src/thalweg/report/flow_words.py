@@ -69,10 +69,10 @@ def caveats(result: FlowResult) -> list[str]:
             f"The flow itself bounces: its squared gradient or its variance goes up and down by {share(kink)} from one "
             "step to the next, where it should be smooth. How the slope is spent cannot be told."
         )
-    if result.mode == "reference":
+    if result.mode in ("flow", "reference"):
         notes.append(
-            "In reference mode the differential equation itself is followed, which is not closer to the optimizer than "
-            "the map, as the optimizer takes steps of length one."
+            f"In {result.mode} mode the differential equation itself is followed, which is not closer to the "
+            "optimizer than the map, as the optimizer takes steps of length one."
         )
     return notes
 

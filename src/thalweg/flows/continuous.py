@@ -1,0 +1,341 @@
+r"""The central flow as the differential equation that it is, in long steps of a stabilised method."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from thalweg.errors import NonFinite, explain
+from thalweg.flows.central import CentralMap, _between
+from thalweg.flows.frames import oscillation
+from thalweg.flows.laws import LIMIT, Law
+from thalweg.flows.process import Frame
+from thalweg.flows.settings import BOLD, CAREFUL, FAR, FIRST, FlowSettings
+from thalweg.flows.stabilised import Point, along, chebyshev_step, error_estimate, hermite, stages_for
+from thalweg.flows.subspace import Critical, Reaction, push, react, turned_rows
+from thalweg.operators.packing import smat
+from thalweg.problem import Problem
+from thalweg.rules import State
+
+GRID = 64
+"""Segments begin and end at multiples of the reciprocal, so that times add up without rounding."""
+SAFETY = 0.85
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One accepted step: states and velocities at its ends, and the oscillation, constant between them."""
+
+    begin: float
+    length: float
+    ends: tuple[Point, Point]
+    slopes: tuple[Point, Point]
+    losses: tuple[float, float]
+    gradients: tuple[Tensor, Tensor]
+    block: Critical | None
+    reaction: Reaction | None
+
+
+class CentralFlow(CentralMap):
+    r"""``w' = -P^{-1} [ g + 1/2 grad <H, Sigma> ]``, ``nu' = c (g g' + H Sigma H - nu)``, Sigma from complementarity.
+
+    Steps are as long as the accuracy allows, mostly many units of time, by a Runge-Kutta-Chebyshev method whose
+    number of stages grows with the root of the length. Over a step the oscillation is constant. A step is
+    taken with that of the step before; then the slack at its end, ``alpha + beta[X]``, determines the right one, and
+    state and velocity are corrected by the difference. Where that is too large for a linear correction, the
+    estimated error shows it, and the step is done again, shorter, with the better X. What is reported is this mean over
+    a step: a violation that a refresh finds is repaid over a whole step and not at once.
+
+    Third derivatives are taken where eigenvectors are, at the ends of segments, and continued on a line between
+    them in the turning basis, so that curvature is predicted to second order.
+
+    Source: arXiv 2410.24206 (the flow); the method of integration is our own.
+    """
+
+    settings: FlowSettings
+
+    def __init__(
+        self, problem: Problem, law: Law, w: Tensor, state: State, settings: FlowSettings | None = None
+    ) -> None:
+        super().__init__(problem, law, w, state, settings or FlowSettings())
+        self.length, self.span, self.path = 1.0, 1.0, 0.0
+        self._climb = 0.0
+        self._drift: Tensor | None = None
+        self._begun = False
+        self._due = 0
+
+    def step(self) -> Frame:
+        """Return the next frame; segments are computed until there is one."""
+        while not self._ready:
+            self._segment()
+        self._emitted += 1
+        return self._ready.pop(0)
+
+    def _segment(self) -> None:
+        """Go on to the next look at eigenvalues, and do it again at half the length where they say so."""
+        if not self._begun:
+            force = self.law.force(self._gradient_here()[1], self.w)
+            state = self.law.absorb(self.state, force)
+            self.state, self._begun = {k: t for k, t in state.items() if k in ("step", "nu")}, True
+        if self.leading is None:
+            fresh, _ = self._renew(0.0, first=True)
+            self.span = float(FIRST) if float(fresh[0]) < FAR else 1.0
+        self._resume, self._emitted = self._snapshot(), 0
+        begin = (self.w, self.state, self.time, self.block, self.start, self._here, self.path, self.length)
+        before, drift, climb = self.leading, self._drift, self._climb
+        assert before is not None
+        while True:
+            block = None if self.block is None else Critical(self.block.U, self.block.A, self.block.D)
+            self.block = block
+            end = self.time + self.span
+            pieces = []
+            while self.time < end:
+                pieces.append(self._advance(end, begin[2]))
+            fresh, metric = self._renew(self.span)
+            error = 0.0
+            if block is not None:
+                expected = block.eigenvalues(metric)
+                shared = min(len(expected), len(fresh))
+                error = float((expected[:shared] - fresh[:shared]).abs().max())
+            watched = 0 if block is None else block.count
+            unseen = len(fresh) > watched and float(fresh[watched]) > LIMIT + 2 * self.settings.tolerance
+            if self.span <= self.settings.shortest or not (unseen or error > 4 * self.settings.tolerance):
+                break
+            self.rejected += 1
+            self.w, self.state, self.time, self.block, self.start, self._here, self.path, self.length = begin
+            self.leading, self._drift, self._climb = before, drift, climb
+            self.span = self._snapped(self.span / 2)
+        self._judge(fresh)
+        self._ready = []
+        for piece in pieces:
+            while self._due < piece.begin + piece.length:
+                share = (self._due - begin[2]) / self.span
+                frame = self._frame(piece, float(self._due), before)
+                self._ready.append(_between(frame, before, fresh, share, watched))
+                self._due += 1
+        self._choose_span(error, before, fresh)
+
+    def _advance(self, end: float, begun: float) -> Piece:
+        """One accepted step that ends not after ``end``."""
+        begin, y = self.time, [self.w, *([self.state["nu"]] if "nu" in self.state else [])]
+        value, gradient = self._gradient_here()
+        force, metric = self.law.force(gradient, self.w), self.law.metric(self.state)
+        clock, block = float(self.state["step"]), self.block
+        soon = math.inf
+        for _ in range(60):
+            rest = end - begin
+            h = rest / max(1, math.ceil(rest / min(self.length, soon) - 1e-6))
+            penalty, squares = torch.zeros_like(force), None
+            if block is not None:
+                rows = block.D if self._drift is None else block.D + (begin - begun + h / 2) * self._drift
+                here = Critical(block.U, block.A, rows)
+                penalty, squares = push(here, self.law, metric, self.start, not self.settings.ablated)
+
+            def velocity(since: float, point: Point, p: Tensor = penalty, q: Tensor | None = squares) -> Point:
+                pull = self.law.force(self.gradient(point[0])[1], point[0])
+                return self._slope(clock + since, point, pull, p, q)
+
+            slope = self._slope(clock, y, force, penalty, squares)
+            new = chebyshev_step(y, slope, h, velocity, stages_for(h * self._stiffness(end - begun)))
+            reaction = None
+            if block is not None:
+                after = self._state(clock + h, new)
+                enters = self._entry(here, metric, after, new[0] - y[0])
+                if soon == math.inf and self.settings.shortest <= enters * h <= h - self.settings.shortest:
+                    soon = enters * h  # what it is after must not be averaged with what it is before
+                    continue
+                reaction, correction = self._correct(here, force, metric, after, new[0] - y[0], penalty, squares, h)
+                new = along(new, correction, 1.0)
+                penalty, squares = reaction.penalty, reaction.squares
+                self.start = reaction.solution.X
+            end_value, end_gradient = self.gradient(new[0])
+            end_force = self.law.force(end_gradient, new[0])
+            slope = self._slope(clock, y, force, penalty, squares)
+            end_slope = self._slope(clock + h, new, end_force, penalty, squares)
+            error = self._error(y, new, slope, end_slope, h)
+            if error <= 1:
+                break
+            self.length = h * max(0.2, SAFETY * error**-0.5)
+        else:
+            raise NonFinite(
+                explain(
+                    f"The central flow cannot go on at time {begin:g}",
+                    "no step is short enough: loss or gradient is not finite or not smooth there",
+                    "Check the loss there, or use smooth activations",
+                )
+            )
+        self.length = max(self.length, h) * min(2.0, SAFETY * (error + 1e-12) ** -0.5)
+        move = new[0] - y[0]
+        self.path += float(move.norm())
+        if block is not None:
+            block.A = block.A + smat((here.D @ move).to("cpu", torch.float64))
+        self.w, self.state = new[0], self._state(clock + h, new)
+        self.time = end if h == rest else begin + h
+        self._here = (end_value, end_gradient)
+        return Piece(
+            begin,
+            self.time - begin,
+            (y, new),
+            (slope, end_slope),
+            (value, end_value),
+            (gradient, end_gradient),
+            None if block is None else here,
+            reaction,
+        )
+
+    def _entry(self, block: Critical, metric: Tensor, after: State, move: Tensor) -> float:
+        """Share of a step after which a direction that does not oscillate comes to the limit; 1 if none does."""
+        slack = [LIMIT * block.in_metric(metric) - block.A]
+        moved = block.A + smat((block.D @ move).to("cpu", torch.float64))
+        slack.append(LIMIT * block.in_metric(self.law.metric(after)) - moved)
+        if self.start is not None:
+            values, basis = torch.linalg.eigh(self.start)
+            rest = basis[:, values <= 1e-6 * values[-1].clamp_min(0.0)]
+            slack = [rest.T @ part @ rest for part in slack]
+        if not len(slack[0]):
+            return 1.0
+        low, high = 0.0, 1.0
+        if float(torch.linalg.eigvalsh(slack[1])[0]) >= 0 or float(torch.linalg.eigvalsh(slack[0])[0]) <= 0:
+            return 1.0
+        for _ in range(30):
+            middle = (low + high) / 2
+            least = float(torch.linalg.eigvalsh((1 - middle) * slack[0] + middle * slack[1])[0])
+            low, high = (middle, high) if least > 0 else (low, middle)
+        return high
+
+    def _correct(
+        self,
+        block: Critical,
+        force: Tensor,
+        metric: Tensor,
+        after: State,
+        move: Tensor,
+        penalty: Tensor,
+        squares: Tensor | None,
+        h: float,
+    ) -> tuple[Reaction, Point]:
+        """Solve for the oscillation that keeps the limit at the end of a step, given the step with another one."""
+        # A constant push moves a direction of curvature 2 by (1 - exp(-2h)) / 2, all others by nearly h.
+        damp = 1 - (1 - math.exp(-LIMIT * h)) / (LIMIT * h)
+        ahead = self.law.metric(after)
+        middle = (metric + ahead) / 2
+        share = -math.expm1(-self.law.speed * h)
+
+        def response(force: Tensor) -> Tensor:
+            inside: Tensor = block.U @ (block.U.T @ force)
+            return -h * (force / middle.to(force) - damp * inside)
+
+        former = None if squares is None else self.law.slope(after, squares * share)
+        reaction = react(
+            block,
+            self.law,
+            force,
+            middle,
+            ahead if former is None else ahead - former.to(ahead),
+            lambda extra: self.law.slope(after, extra * share),
+            move - response(penalty),
+            h,
+            start=self.start,
+            penalised=not self.settings.ablated,
+            damp=damp,
+        )
+        correction = [response(reaction.penalty - penalty)]
+        if squares is not None and reaction.squares is not None:
+            correction.append((reaction.squares - squares) * share)
+        return reaction, correction
+
+    def _error(self, y: Point, new: Point, slope: Point, end_slope: Point, h: float) -> float:
+        """Estimated error over what is allowed: a share of the path for weights, of their size for averages."""
+        errors = [float(part.norm()) for part in error_estimate(y, new, slope, end_slope, h)]
+        move = float((new[0] - y[0]).norm())
+        speed = (self.path + move) / (self.time + h)
+        rounding = 30 * torch.finfo(y[0].dtype).eps * float(y[0].norm())
+        sizes = [max(move, h * speed) + rounding / self.settings.accuracy, *(float(part.norm()) for part in new[1:])]
+        error = max(e / (s * self.settings.accuracy) if s > 0 else 0.0 for e, s in zip(errors, sizes, strict=True))
+        return error if math.isfinite(error) else 1e9
+
+    def _state(self, clock: float, point: Point) -> State:
+        state: State = {"step": torch.tensor(clock, dtype=torch.float64)}
+        return state if len(point) == 1 else state | {"nu": point[1]}
+
+    def _slope(self, clock: float, point: Point, force: Tensor, penalty: Tensor, squares: Tensor | None) -> Point:
+        state = self._state(clock, point)
+        weights = -(force + penalty) / self.law.metric(state).to(force)
+        return [weights, *([self.law.rate(state, force, squares)["nu"]] if len(point) > 1 else [])]
+
+    def _stiffness(self, span: float) -> float:
+        """A bound on effective eigenvalues over a segment."""
+        assert self.leading is not None
+        top = float(self.leading[0])
+        top = max(top, LIMIT) if self.block is not None else min(top + self._climb * span, max(top, LIMIT))
+        return 1.1 * top + 0.05 + self.law.speed
+
+    def _renew(self, elapsed: float, first: bool = False) -> tuple[Tensor, Tensor]:
+        """Refresh eigenpairs and third derivatives; carry oscillation and drift of the latter to the new basis."""
+        old, X = self.block, self.start
+        fresh, metric = self._refresh(first)
+        self.start, self._drift = None, None
+        if old is None or self.block is None:
+            return fresh, metric
+        U = self.block.U
+        turn = (U.T @ (old.U * (metric.to(U)[:, None] if metric.ndim else metric.to(U)))).to("cpu", torch.float64)
+        self.start = None if X is None else turn @ X @ turn.T
+        if old.count == self.block.count and elapsed > 0 and float(torch.linalg.svdvals(turn)[-1]) > 0.95:
+            self._drift = (self.block.D - turned_rows(old.D, turn)) / elapsed
+        return fresh, metric
+
+    def _metric_here(self, gradient: Tensor) -> Tensor:
+        return self.law.metric(self.state)
+
+    def _choose_span(self, error: float, before: Tensor, fresh: Tensor) -> None:
+        """Aim at the tolerance, and look out for the next eigenvalue that may become critical."""
+        elapsed = self.span
+        longest = self.settings.max_interval * (1 if self.block is not None else 2)
+        factor = min(2.0, max(0.5, 0.8 * (self.settings.tolerance / (error + 1e-12)) ** 0.5))
+        span = min(elapsed * factor, longest)
+        below = fresh[fresh <= self.settings.candidate]
+        shared = min(len(fresh), len(before))
+        climb = max(0.0, float((fresh[:shared] - before[:shared]).max()) / elapsed)
+        rate, self._climb = climb + max(0.0, climb - self._climb) / 2, climb  # it may speed up as it did before
+        if len(below) and rate > 0:  # it may rise as fast as the fastest of them has done
+            part = BOLD if self.block is None else CAREFUL
+            span = min(span, (LIMIT - float(below[0])) / rate * part)
+        self.span = self._snapped(span)
+
+    def _snapped(self, span: float) -> float:
+        """On the grid; whole units where it is longer than one."""
+        span = max(span, self.settings.shortest)
+        return math.floor(span * GRID) / GRID if span < 2 else float(math.floor(span))
+
+    def _frame(self, piece: Piece, time: float, known: Tensor) -> Frame:
+        """The flow within a step, interpolated between its ends."""
+        s, h = (time - piece.begin) / piece.length, piece.length
+        (y, new), (slope, end_slope) = piece.ends, piece.slopes
+        point = y if s == 0 else hermite(s, h, y, new, slope, end_slope)
+        (value, end_value), (gradient, end_gradient) = piece.losses, piece.gradients
+        if s > 0:
+            rates = [[torch.dot(g, f[0])] for g, f in ((gradient, slope), (end_gradient, end_slope))]
+            ends = [[torch.tensor(v, dtype=torch.float64)] for v in (value, end_value)]
+            value = float(hermite(s, h, ends[0], ends[1], rates[0], rates[1])[0])
+            gradient = (1 - s) * gradient + s * end_gradient
+        clock = float(self.state["step"]) - self.time + time
+        metric = self.law.metric(self._state(clock, point))
+        block = piece.block
+        if block is not None:
+            block = Critical(block.U, block.A, block.D)
+            block.move(point[0] - y[0])
+        return oscillation(time, point[0], value, gradient, metric, self.law, block, piece.reaction, known)
+
+    def _snapshot(self) -> dict[str, Tensor]:
+        numbers = [self.length, self.span, self.path, self._climb, float(self._begun), float(self._due)]
+        state = super()._snapshot() | {"flow": torch.tensor(numbers, dtype=torch.float64)}
+        return state if self._drift is None else state | {"drift": self._drift.clone()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Continue where `state_dict` was taken."""
+        self.length, self.span, self.path, self._climb, begun, due = state["flow"].tolist()
+        self._begun, self._due, self._drift = bool(begun), int(due), state.get("drift")
+        super().load_state_dict(state)
