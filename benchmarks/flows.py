@@ -74,13 +74,19 @@ def follow(process: Process, steps: int) -> dict[str, Any]:
         critical.append(int(frame.values.get("critical", 0)))
         spent.append(process.ledger.equivalents)
     seconds = clock() - begin
+    bills = np.zeros(steps)  # a look at eigenvalues pays for the units until the next one
+    looks = getattr(process, "looks", [])
+    for (time, cost), after in zip(looks, [*looks[1:], (steps, 0.0)]):
+        start, end = int(time), int(min(after[0], steps))
+        if end <= start:  # it was gone back from
+            start, end = end - 1, end
+        if start < steps:
+            bills[start:end] += cost / (end - start)
+    rest = spent[-1] - sum(cost for _, cost in looks)
+    bills = bills + rest / steps if looks else np.diff(spent)
     by_count: dict[int, list[float]] = defaultdict(list)
-    start = 0
-    for end in range(1, steps + 1):  # costs fall due at the first unit of a segment: spread them over it
-        if end == steps or spent[end + 1] > spent[end]:
-            for t in range(start, end):
-                by_count[critical[t]].append((spent[end] - spent[start]) / (end - start))
-            start = end
+    for count, bill in zip(critical, bills.tolist()):
+        by_count[count].append(bill)
     return {
         "seconds": seconds / steps,
         "cost": process.ledger.equivalents / steps,

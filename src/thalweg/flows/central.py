@@ -46,6 +46,7 @@ class CentralMap(Process):
         self.rejected = 0
         self.excess = 0.0
         self._rate = 0.0
+        self.looks: list[tuple[float, float]] = []
         self._ready: list[Frame] = []
         self._here: tuple[float, Tensor] | None = None
         self._resume: dict[str, Tensor] = {}
@@ -204,8 +205,15 @@ class CentralMap(Process):
     def _refresh(self, first: bool = False, may_return: bool = False) -> tuple[Tensor, Tensor]:
         """Solve for the leading eigenpairs here, take third derivatives on the critical ones; values and metric.
 
-        With ``may_return`` a point past the limit is only looked at: the caller goes back from it.
+        With ``may_return`` a point past the limit is only looked at: the caller goes back from it. ``looks`` remembers
+        when eigenvalues were looked at, and what that cost: it pays for the units that follow.
         """
+        spent = self.ledger.equivalents
+        found = self._look(first, may_return)
+        self.looks.append((self.time, self.ledger.equivalents - spent))
+        return found
+
+    def _look(self, first: bool, may_return: bool) -> tuple[Tensor, Tensor]:
         with hessian(self.problem, self.w, with_gradient=self._here is None) as curvature:
             self.ledger.linearisations += 1
             if curvature.gradient is not None and curvature.value is not None:
@@ -219,14 +227,14 @@ class CentralMap(Process):
                         "Lower it, or warm up",
                     )
                 )
-            metric = self.law.metric(self.law.absorb(self.state, self.law.force(gradient, self.w)))
+            metric = self._metric_here(gradient)
             operator = curvature.shift(self.law.decay) if self.law.decay else curvature
             effective = preconditioned(operator, metric.to(self.w))
             pairs = None
             last = 0.0 if self.leading is None else float(self.leading[0])
             if last < FAR:  # the error of the value is the square of its vector's
                 self.tracker.tol = max(self.settings.eigen_tol, LOOSE * (1 - last / LIMIT))
-                pairs = self.tracker.update(effective, LIMIT, w=self.w, start=gradient)
+                pairs = self.tracker.update(effective, w=self.w, start=gradient)
             beyond = may_return and pairs is not None and float(pairs.values[0]) > self._past
             if pairs is None or (float(pairs.values[0]) >= FAR and not beyond):
                 if first:  # a glance is no start for what must not miss anything
