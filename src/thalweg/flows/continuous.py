@@ -23,6 +23,7 @@ from thalweg.rules import State
 GRID = 64
 """Segments begin and end at multiples of the reciprocal, so that times add up without rounding."""
 SAFETY = 0.85
+ONE = torch.ones((), dtype=torch.float64)
 
 
 @dataclass(frozen=True)
@@ -128,17 +129,17 @@ class CentralFlow(CentralMap):
         for _ in range(60):
             rest = end - begin
             h = rest / max(1, math.ceil(rest / min(self.length, soon) - 1e-6))
-            penalty, squares = torch.zeros_like(force), None
+            penalty, spread = torch.zeros_like(force), None
             if block is not None:
                 rows = block.D if self._drift is None else block.D + (begin - begun + h / 2) * self._drift
                 here = Critical(block.U, block.A, rows)
-                penalty, squares = push(here, self.law, metric, self.start, not self.settings.ablated)
+                penalty, spread = push(here, self.law, ONE, self.start, not self.settings.ablated)
 
-            def velocity(since: float, point: Point, p: Tensor = penalty, q: Tensor | None = squares) -> Point:
+            def velocity(since: float, point: Point, p: Tensor = penalty, q: Tensor | None = spread) -> Point:
                 pull = self.law.force(self.gradient(point[0])[1], point[0])
                 return self._slope(clock + since, point, pull, p, q)
 
-            slope = self._slope(clock, y, force, penalty, squares)
+            slope = self._slope(clock, y, force, penalty, spread)
             new = chebyshev_step(y, slope, h, velocity, stages_for(h * self._stiffness(end - begun)))
             reaction = None
             if block is not None:
@@ -147,14 +148,16 @@ class CentralFlow(CentralMap):
                 if soon == math.inf and self.settings.shortest <= enters * h <= h - self.settings.shortest:
                     soon = enters * h  # what it is after must not be averaged with what it is before
                     continue
-                reaction, correction = self._correct(here, force, metric, after, new[0] - y[0], penalty, squares, h)
+                reaction, correction, spread = self._correct(
+                    here, force, metric, after, new[0] - y[0], penalty, spread, h
+                )
                 new = along(new, correction, 1.0)
-                penalty, squares = reaction.penalty, reaction.squares
+                penalty = reaction.penalty
                 self.start = reaction.solution.X
             end_value, end_gradient = self.gradient(new[0])
             end_force = self.law.force(end_gradient, new[0])
-            slope = self._slope(clock, y, force, penalty, squares)
-            end_slope = self._slope(clock + h, new, end_force, penalty, squares)
+            slope = self._slope(clock, y, force, penalty, spread)
+            end_slope = self._slope(clock + h, new, end_force, penalty, spread)
             error = self._error(y, new, slope, end_slope, h)
             if error <= 1:
                 break
@@ -214,9 +217,9 @@ class CentralFlow(CentralMap):
         after: State,
         move: Tensor,
         penalty: Tensor,
-        squares: Tensor | None,
+        spread: Tensor | None,
         h: float,
-    ) -> tuple[Reaction, Point]:
+    ) -> tuple[Reaction, Point, Tensor | None]:
         """Solve for the oscillation that keeps the limit at the end of a step, given the step with another one."""
         # A constant push moves a direction of curvature 2 by (1 - exp(-2h)) / 2, all others by nearly h.
         damp = 1 - (1 - math.exp(-LIMIT * h)) / (LIMIT * h)
@@ -228,7 +231,7 @@ class CentralFlow(CentralMap):
             inside: Tensor = block.U @ (block.U.T @ force)
             return -h * (force / middle.to(force) - damp * inside)
 
-        former = None if squares is None else self.law.slope(after, squares * share)
+        former = None if spread is None else self.law.slope(after, spread * middle.to(spread).square() * share)
         reaction = react(
             block,
             self.law,
@@ -243,9 +246,11 @@ class CentralFlow(CentralMap):
             damp=damp,
         )
         correction = [response(reaction.penalty - penalty)]
-        if squares is not None and reaction.squares is not None:
-            correction.append((reaction.squares - squares) * share)
-        return reaction, correction
+        if spread is not None and reaction.squares is not None:
+            square = middle.to(spread).square()
+            correction.append((reaction.squares - spread * square) * share)
+            spread = reaction.squares / square
+        return reaction, correction, spread
 
     def _error(self, y: Point, new: Point, slope: Point, end_slope: Point, h: float) -> float:
         """Estimated error over what is allowed: a share of the path for weights, of their size for averages."""
@@ -261,9 +266,12 @@ class CentralFlow(CentralMap):
         state: State = {"step": torch.tensor(clock, dtype=torch.float64)}
         return state if len(point) == 1 else state | {"nu": point[1]}
 
-    def _slope(self, clock: float, point: Point, force: Tensor, penalty: Tensor, squares: Tensor | None) -> Point:
+    def _slope(self, clock: float, point: Point, force: Tensor, penalty: Tensor, spread: Tensor | None) -> Point:
+        """The velocity. With ``H Sigma = 2 P Sigma``, ``H Sigma H`` is ``4 P Sigma P``: ``spread`` is ``4 Sigma``."""
         state = self._state(clock, point)
-        weights = -(force + penalty) / self.law.metric(state).to(force)
+        metric = self.law.metric(state).to(force)
+        weights = -(force + penalty) / metric
+        squares = None if spread is None else spread * metric.square()
         return [weights, *([self.law.rate(state, force, squares)["nu"]] if len(point) > 1 else [])]
 
     def _stiffness(self, span: float) -> float:
