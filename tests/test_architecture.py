@@ -19,6 +19,7 @@ LEVELS = {
     "rules": 5,
     "runs": 6,
     "flows": 7,
+    "trajectories": 7,
     "report": 8,
     "cli": 9,
 }

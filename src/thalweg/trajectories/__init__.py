@@ -1,0 +1,27 @@
+"""The geometry of the whole path of the weights: inner products of its increments, and everything that follows."""
+
+from thalweg.trajectories.gram import Grams as Grams
+from thalweg.trajectories.gram import combine as combine
+from thalweg.trajectories.gram import extend as extend
+from thalweg.trajectories.gram import grams as grams
+from thalweg.trajectories.gram_plan import GramPlan as GramPlan
+from thalweg.trajectories.gram_plan import gram_plan as gram_plan
+from thalweg.trajectories.gram_result import open_grams as open_grams
+from thalweg.trajectories.gram_tasks import GramTask as GramTask
+from thalweg.trajectories.gram_tasks import run_task as run_task
+from thalweg.trajectories.gram_tasks import tasks as tasks
+from thalweg.trajectories.products import NonFinite as NonFinite
+
+__all__ = [
+    "GramPlan",
+    "GramTask",
+    "Grams",
+    "NonFinite",
+    "combine",
+    "extend",
+    "gram_plan",
+    "grams",
+    "open_grams",
+    "run_task",
+    "tasks",
+]

@@ -1,0 +1,207 @@
+"""Inner products of a first point and the increments after it, block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from thalweg.errors import ThalwegError, explain
+from thalweg.trajectories.tiles import BLOCK, Layout
+
+BUFFER = {True: 8, False: 256}
+"""Blocks that are converted together, on the CPU (so that they stay in its caches) and on an accelerator."""
+
+
+class NonFinite(ThalwegError):
+    """A checkpoint holds a NaN or an infinity.
+
+    Attributes:
+        step: The step of the first checkpoint that has one in the block that was read.
+        tensor: The tensor.
+    """
+
+    def __init__(self, message: str, step: int, tensor: str) -> None:
+        super().__init__(message, step, tensor)
+        self.step = step
+        self.tensor = tensor
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+@dataclass(frozen=True)
+class Bad:
+    """Elements of a tensor that are NaN or infinite at one step."""
+
+    step: int
+    tensor: str
+    elements: int
+
+
+class Products:
+    """Accumulates ``Y Y^T`` over the elements of one tensor, with rows ``Y = (theta_1, U_1, ..., U_{T-1})``.
+
+    Differences are taken of the raw numbers, products over blocks of `BLOCK` elements in float32 (float64 if
+    ``exact``), sums over blocks in float64. On the CPU a product ``Y Y^T`` goes to BLAS as a symmetric one, which does
+    half of the work.
+
+    Args:
+        steps: Steps of the checkpoints, for messages.
+        layout: The tensor.
+        exact: Products in float64.
+        device: Where to multiply.
+        on_bad: ``"raise"``, or ``"skip"`` to leave out elements that are not finite in every checkpoint.
+        last: Only the columns of the last so many increments; None for all.
+    """
+
+    def __init__(
+        self,
+        steps: Sequence[int],
+        layout: Layout,
+        *,
+        exact: bool = False,
+        device: torch.device | None = None,
+        on_bad: str = "raise",
+        last: int | None = None,
+    ) -> None:
+        self.steps, self.layout, self.on_bad, self.last = steps, layout, on_bad, last
+        self.device = device or torch.device("cpu")
+        self.dtype = torch.float64 if exact or layout.dtype == torch.float64 else torch.float32
+        rows, parts = len(steps), len(layout.labels)
+        columns = rows if last is None else last
+        # A short tensor needs no full buffer; its single block is the same.
+        self.length = buffer_length(layout, on_cpu=self.device.type == "cpu")
+        self.open: dict[int, Tensor] = {}
+        self.filled = [0] * parts
+        self.y = torch.empty(rows, self.length, dtype=self.dtype, device=self.device)
+        self.equal = torch.empty(rows - 1, self.length, dtype=torch.bool, device=self.device)
+        self.moments = np.zeros((parts, rows, columns))
+        self.unchanged = np.zeros((parts, rows - 1))
+        self.bad: dict[int, int] = {}
+        self.flops = 0
+
+    def add(self, rows: Sequence[Tensor], start: int, stop: int) -> None:
+        """Take the elements ``[start, stop)`` of the tensor, one row a checkpoint."""
+        if self.device.type != "cpu":
+            rows = [row.to(self.device, non_blocking=True) for row in rows]
+        for low, high, part in self.layout.cut(start, stop):
+            if part not in self.open:
+                shape = (len(self.steps), self.length)
+                self.open[part] = torch.empty(shape, dtype=self.dtype, device=self.device)
+            while low < high:
+                at = self.filled[part]
+                count = min(high - low, self.length - at)
+                buffer = self.open[part]
+                for index, row in enumerate(rows):
+                    buffer[index, at : at + count].copy_(row[low : low + count])
+                self.filled[part] += count
+                low += count
+                if self.filled[part] == self.length:
+                    self._multiply(part)
+
+    def finish(self) -> None:
+        """Take what is left in blocks that are not full."""
+        for part in range(len(self.filled)):
+            if self.filled[part]:
+                self._multiply(part)
+        self.open.clear()
+
+    def _multiply(self, part: int) -> None:
+        count, self.filled[part] = self.filled[part], 0
+        x = self.open[part][:, :count]
+        product, skipped = self._product(x), 0
+        if not np.isfinite(product).all():
+            skipped = self._clean(x)
+            if skipped:
+                product = self._product(x)
+            if not np.isfinite(product).all():  # finite numbers whose squares are beyond float32
+                product = self._product(x.double())
+        self.moments[part] += product
+        if self.last is None:  # squares on the coarse grid of a short type round alike: this sum errs the most
+            self.moments[part, 0, 0] += float(x[0].double().square().sum()) - product[0, 0]
+        equal = self.equal[:, :count]
+        torch.eq(x[1:], x[:-1], out=equal)
+        self.unchanged[part] += _counts(equal) - skipped
+
+    def _product(self, x: Tensor) -> np.ndarray:
+        count = x.shape[1]
+        y = self.y[:, :count] if x.dtype == self.dtype else torch.empty_like(x)
+        y[0] = x[0]
+        torch.sub(x[1:], x[:-1], out=y[1:])
+        self.flops += 2 * y.shape[0] * count * (self.last or y.shape[0])
+        if self.device.type == "cpu":
+            array: np.ndarray = y.numpy()
+            first = 0 if self.last is None else array.shape[0] - self.last
+            total = np.zeros(self.moments.shape[1:])
+            with np.errstate(all="ignore"):  # what is not finite is looked for by the caller
+                for at in range(0, count, BLOCK):
+                    block = array[:, at : at + BLOCK]
+                    if block.shape[1] < BLOCK:  # a few terms: their rounding does not average out, and they are cheap
+                        block = block.astype(np.float64)
+                    total += block @ block[first:].T
+            return total
+        first, full = 0 if self.last is None else y.shape[0] - self.last, count - count % BLOCK
+        tail = y[:, full:].double()
+        sums = tail @ tail[first:].T
+        if full:
+            blocks = y[:, :full].reshape(len(y), -1, BLOCK).transpose(0, 1)
+            with full_precision():
+                sums += torch.bmm(blocks, blocks[:, first:].transpose(1, 2)).double().sum(0)
+        return np.asarray(sums.cpu().numpy())
+
+    def _clean(self, x: Tensor) -> int:
+        """Zero the elements that are not finite somewhere; return how many there were."""
+        finite = torch.isfinite(x)
+        if bool(finite.all()):
+            return 0
+        counts = (~finite).sum(1).tolist()
+        if self.on_bad != "skip":
+            index = next(i for i, count in enumerate(counts) if count)
+            step, name = self.steps[index], self.layout.name
+            raise NonFinite(
+                explain(
+                    f"The checkpoint of step {step} has NaN or infinite values in {name!r} "
+                    f"({counts[index]} in a block of {x.shape[1]})",
+                    "no angle with it is defined",
+                    "End the trajectory before that step (window), leave the tensor out (select), or leave out such "
+                    'elements everywhere with on_bad="skip"',
+                ),
+                step,
+                name,
+            )
+        spoilt = ~finite.all(0)
+        x[:, spoilt] = 0
+        for index, count in enumerate(counts):
+            if count:
+                self.bad[index] = self.bad.get(index, 0) + int(count)
+        return int(spoilt.sum())
+
+
+def buffer_length(layout: Layout, *, on_cpu: bool = True) -> int:
+    """Elements of each part that are held converted: some blocks, or fewer for a short tensor."""
+    return min(BLOCK * BUFFER[on_cpu], max(1, *layout.sizes()))
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Multiply float32 as float32 while open, whatever the caller chose, and give the choice back."""
+    before = torch.get_float32_matmul_precision()
+    if before == "highest":
+        yield
+        return
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _counts(flags: Tensor) -> np.ndarray:
+    if flags.device.type == "cpu":
+        return np.array([np.count_nonzero(row) for row in flags.numpy()], dtype=np.float64)
+    return np.asarray(flags.sum(1).double().cpu().numpy())
