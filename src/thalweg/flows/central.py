@@ -47,6 +47,7 @@ class CentralMap(Process):
         self.excess = 0.0
         self._rate = 0.0
         self.looks: list[tuple[float, float]] = []
+        self._squares: Tensor | None = None
         self._ready: list[Frame] = []
         self._here: tuple[float, Tensor] | None = None
         self._resume: dict[str, Tensor] = {}
@@ -69,7 +70,7 @@ class CentralMap(Process):
             self.interval = FIRST if float(fresh[0]) < FAR else 1
         self._resume, self._emitted = self._snapshot(), 0
         while True:
-            begin = (self.w, self.state, self.time, self.block, self.start, self.leading, self._here)
+            begin = (self.w, self.state, self.time, self.block, self.start, self.leading, self._here, self._squares)
             watched = 0 if self.block is None else self.block.count
             block = None if self.block is None else Critical(self.block.U, self.block.A, self.block.D)
             self.block = block
@@ -95,7 +96,7 @@ class CentralMap(Process):
                 self._choose_interval(error, before, fresh)
                 return
             self.rejected += 1
-            self.w, self.state, self.time, self.block, self.start, self.leading, self._here = begin
+            self.w, self.state, self.time, self.block, self.start, self.leading, self._here, self._squares = begin
             self.interval //= 2
 
     def _free(self, before: Tensor) -> tuple[Tensor, Tensor]:
@@ -150,13 +151,15 @@ class CentralMap(Process):
         metric = self.law.metric(plain)
         reaction, damp = None, self._damping()
         if self.block is not None:
+            # The next point is judged by the metric there, which will have taken in such a gradient twice.
+            after = self.law.absorb(plain, force)
             reaction = react(
                 self.block,
                 self.law,
                 force,
                 metric,
-                self.law.metric(plain, ahead=1),
-                lambda squares: self.law.slope(plain, squares * self.law.share),
+                self.law.metric(after),
+                lambda squares: self.law.slope(after, squares * self.law.share * (2 - self.law.share)),
                 self._move(plain, force, damp)[0],
                 self.law.gain(plain),
                 start=self.start,
@@ -166,6 +169,7 @@ class CentralMap(Process):
             self.start = reaction.solution.X
             state = self.law.absorb(self.state, force, reaction.squares)
             metric = self.law.metric(state)
+        self._squares = None if reaction is None else reaction.squares
         known = self.leading
         frame = oscillation(self.time, self.w, value, gradient, metric, self.law, self.block, reaction, known)
         push = force if reaction is None else force + reaction.penalty
@@ -199,8 +203,8 @@ class CentralMap(Process):
         return self._here
 
     def _metric_here(self, gradient: Tensor) -> Tensor:
-        """``P`` at the present point."""
-        return self.law.metric(self.law.absorb(self.state, self.law.force(gradient, self.w)))
+        """``P`` at the present point, taking what oscillates to add to the averaged squares what it did last."""
+        return self.law.metric(self.law.absorb(self.state, self.law.force(gradient, self.w), self._squares))
 
     def _refresh(self, first: bool = False, may_return: bool = False) -> tuple[Tensor, Tensor]:
         """Solve for the leading eigenpairs here, take third derivatives on the critical ones; values and metric.
@@ -286,7 +290,7 @@ class CentralMap(Process):
         """The start of this segment: it is computed again, to the same bits, after a resume."""
         state = super().state_dict() | {f"tracker.{k}": t for k, t in self.tracker.state_dict().items()}
         state["map"] = torch.tensor([self.interval, self.rejected, self.excess, self._rate], dtype=torch.float64)
-        for name, tensor in (("leading", self.leading), ("start", self.start)):
+        for name, tensor in (("leading", self.leading), ("start", self.start), ("squares", self._squares)):
             if tensor is not None:
                 state[name] = tensor.clone()
         if self.block is not None:
@@ -304,7 +308,7 @@ class CentralMap(Process):
         self.tracker.load_state_dict(known)
         self.interval, self.rejected = int(state["map"][0]), int(state["map"][1])
         self.excess, self._rate = float(state["map"][2]), float(state["map"][3])
-        self.leading, self.start = state.get("leading"), state.get("start")
+        self.leading, self.start, self._squares = state.get("leading"), state.get("start"), state.get("squares")
         self.block = Critical(state["U"], state["A"], state["D"]) if "U" in state else None
         self._here, self._ready = None, []
         for _ in range(int(state["emitted"])):

@@ -42,8 +42,8 @@ class Law(ABC):
         """Take in a gradient; ``extra`` is added to its square (see `squared`)."""
 
     @abstractmethod
-    def metric(self, state: State, ahead: int = 0) -> Tensor:
-        """``P`` of the update that ``state`` belongs to, or with the learning rate ``ahead`` updates later."""
+    def metric(self, state: State) -> Tensor:
+        """``P`` of the update that ``state`` belongs to."""
 
     remembers: bool = False
     """Whether the rule averages gradients, so that a push goes on acting after its step."""
@@ -52,9 +52,9 @@ class Law(ABC):
         """Share of ``P^{-1}`` times a push that the weights move by at once."""
         return 1.0
 
-    def stiffness(self, state: State, ahead: int = 0) -> float:
+    def stiffness(self, state: State) -> float:
         """Half the stability threshold: the metric for a preconditioner of one."""
-        eta, kappa = learning_rate(self.rule, state, ahead), self.rule.kappa
+        eta, kappa = learning_rate(self.rule, state), self.rule.kappa
         return kappa / 2 / eta - (kappa / 4 * self.rule.decay if self.rule.decoupled else 0.0)
 
     def move(self, before: State, after: State, push: Tensor, w: Tensor) -> tuple[Tensor, State]:
@@ -91,9 +91,9 @@ class PlainLaw(Law):
         """Count the step."""
         return {"step": state["step"] + 1}
 
-    def metric(self, state: State, ahead: int = 0) -> Tensor:
+    def metric(self, state: State) -> Tensor:
         """``1 / eta``."""
-        return torch.tensor(self.stiffness(state, ahead), dtype=torch.float64)
+        return torch.tensor(self.stiffness(state), dtype=torch.float64)
 
 
 class SquaresLaw(Law):
@@ -110,10 +110,10 @@ class SquaresLaw(Law):
         nu = state["nu"] * self.rule.beta2 + squares * (1 - self.rule.beta2)
         return {"step": state["step"] + 1, "nu": nu, "gradient": force}
 
-    def metric(self, state: State, ahead: int = 0) -> Tensor:
+    def metric(self, state: State) -> Tensor:
         """``(sqrt(nu_hat) + eps) / eta``."""
         root = (state["nu"] / self._correction(state)).clamp_min(0.0).sqrt()
-        return (root + self.rule.eps) * self.stiffness(state, ahead)
+        return (root + self.rule.eps) * self.stiffness(state)
 
     def squared(self, a: Tensor, b: Tensor) -> Tensor:
         """``a * b`` per coordinate, or ``a . b`` for the scalar rule."""
@@ -151,9 +151,9 @@ class SquaresLaw(Law):
         return float(1 - self.rule.beta2 ** max(float(state["step"]), 1.0))
 
 
-def learning_rate(rule: Rule, state: State, ahead: int = 0) -> float:
-    """Learning rate of the update that ``state`` belongs to, or of one ``ahead`` of it; interpolated between steps."""
-    step = float(state["step"]) - 1 + ahead
+def learning_rate(rule: Rule, state: State) -> float:
+    """Learning rate of the update that ``state`` belongs to; interpolated between steps."""
+    step = float(state["step"]) - 1
     if not callable(rule.lr):
         eta = float(rule.lr)
     else:  # schedules know whole steps; a flow may ask in between
@@ -169,3 +169,23 @@ def learning_rate(rule: Rule, state: State, ahead: int = 0) -> float:
             )
         )
     return eta
+
+
+def largest_rate(rule: Rule, rate: float, sharpness: float) -> float:
+    r"""Return the learning rate at which the largest effective eigenvalue would be at its limit at this point.
+
+    ``P`` is proportional to ``1 / eta - d / 2`` at given averages, ``d`` the decoupled decay: so it is
+    ``1 / (m (1 / eta - d / 2) + d / 2)`` with ``m`` the eigenvalue over its limit.
+
+    Args:
+        rule: The update rule.
+        rate: Its learning rate ``eta``.
+        sharpness: Largest eigenvalue of ``P^{-1} H`` at that rate.
+
+    Example:
+        >>> from thalweg.rules import GradientDescent
+        >>> largest_rate(GradientDescent(lr=0.5), 0.5, sharpness=4.0)
+        0.25
+    """
+    half = rule.decay / 2 if rule.decoupled else 0.0
+    return 1 / (sharpness / LIMIT * (1 / rate - half) + half)

@@ -57,9 +57,9 @@ class AdamLaw(SquaresLaw):
         taken = super().absorb(state, force, extra)
         return {"step": taken["step"], "nu": taken["nu"], "mu": state["mu"]}
 
-    def metric(self, state: State, ahead: int = 0) -> Tensor:
+    def metric(self, state: State) -> Tensor:
         """``(1 - b1^t) (sqrt(nu_hat) + eps)`` times half the threshold."""
-        return super().metric(state, ahead) * self._begun(state)
+        return super().metric(state) * self._begun(state)
 
     def slope(self, state: State, extra: Tensor) -> Tensor:
         """Of the metric, along ``extra`` of the averaged squares."""
