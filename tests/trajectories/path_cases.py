@@ -16,7 +16,7 @@ class PlainGrams:
     m: np.ndarray
     unchanged: np.ndarray
     quantum: np.ndarray
-    standard_error: object = None
+    sketch: object = None
     schedule: dict = field(default_factory=dict)
 
 

@@ -13,21 +13,8 @@ from numpy.typing import NDArray
 
 from thalweg.trajectories.kernels import Floats, Kernels
 
-QUANTUM = {"float16": 2.1e-4, "bfloat16": 1.66e-3, "float32": 2.5e-8, "float64": 4.7e-17}
-"""Root mean square of the relative rounding error by stored type, for weights spread over many binades."""
 FLOOR = 3.0
 """Updates shorter than so many ``q |theta|`` are mostly rounding."""
-
-
-def quantum(dtype: object) -> float:
-    """Return ``q`` of a stored type; 0 where it is unknown.
-
-    Example:
-        >>> import torch
-        >>> quantum(torch.bfloat16), quantum("float16"), quantum("int8")
-        (0.00166, 0.00021, 0.0)
-    """
-    return QUANTUM.get(str(dtype).rsplit(".", 1)[-1], 0.0)
 
 
 def turning_bias(u: Floats | float, q: float) -> Floats:
@@ -101,7 +88,7 @@ def precision(path: Kernels, unchanged: Floats | None = None) -> Precision:
         >>> points = 1.0 + np.outer(np.arange(3), np.full(4, 1e-3))
         >>> path = Kernels.from_points(points)
         >>> import dataclasses
-        >>> precision(dataclasses.replace(path, quantum=quantum("bfloat16"))).below.tolist()
+        >>> precision(dataclasses.replace(path, quantum=1.66e-3)).below.tolist()
         [True, True]
     """
     q, n, u = path.quantum, path.norms, path.lengths
