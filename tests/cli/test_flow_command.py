@@ -3,6 +3,9 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +22,9 @@ from thalweg.cli.rule import build_rule
 from thalweg.errors import NonFinite, NotConverged
 from thalweg.flows import forecast
 from thalweg.flows.forecast import central_flow
+from thalweg.flows.saving import saved_progress
 from thalweg.flows.stored import open_flow
+from thalweg.operators import hessian
 
 PROBLEM = ["--data.samples", "40", "--dtype", "float64", "--model.width", "8", "--model.depth", "3"]
 EDGE = [*PROBLEM, "--rule.lr", "0.19"]
@@ -178,9 +183,11 @@ def test_errors_name_what_is_wrong(folder, tmp_path, capsys):
     assert "step is a whole number, or last" in failed(capsys, f"{folder / 'gd'}@end")
     assert "does not exist" in failed(capsys, "nowhere@3")
     assert "mean the same" in failed(capsys, folder / "gd", "--from", folder / "gd")
-    assert "--rule.lr" in failed(capsys, folder / "gd", "--rule.lr", "0.3")
+    assert "state of one rule" in failed(capsys, folder / "gd", "--rule.name", "adam")
+    assert "--model.width" in failed(capsys, folder / "gd", "--model.width", "9")
     assert "--config" in failed(capsys, folder / "gd", "--config", "mine.toml")
     assert "--time is 0" in failed(capsys, "--time", 0)
+    assert "--save-every is 0" in failed(capsys, "--save-every", 0)
     assert "--sigma is -1.0" in failed(capsys, "--sigma", -1)
     assert "mode 'flaw'" in failed(capsys, *EDGE, "--time", 3, "--mode", "flaw")
     run = shutil.copytree(folder / "gd", tmp_path / "bare")
@@ -205,7 +212,7 @@ def test_how_to_compute_may_be_chosen_beside_a_run(folder):
     assert found.w.dtype == torch.float32
 
 
-def test_ctrl_c_writes_nothing(monkeypatch, capsys):
+def test_ctrl_c_saves_and_resume_goes_on_to_the_same_bits(monkeypatch, capfd):
     step = FlowLines.step
 
     def press(self, values):
@@ -213,10 +220,103 @@ def test_ctrl_c_writes_nothing(monkeypatch, capsys):
         if self.reached == 4:
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(FlowLines, "step", press)
-    assert main(["flow", *EDGE, "--time", "30", *PAIR]) == 130
-    assert "Stopped after 4 of 30 units of time: nothing was written." in capsys.readouterr().out
-    assert not list(Path().iterdir())
+    command = ["flow", *EDGE, "--time", "30", *PAIR, "--out", "mine"]
+    with monkeypatch.context() as patch:
+        patch.setattr(FlowLines, "step", press)
+        assert main(command) == 130
+    captured = capfd.readouterr()
+    assert "Stopped after 4 of 30 units of time: time 4 is saved; go on with --resume." in captured.out
+    assert "Stopping after this unit of time" in captured.err
+    assert [path.name for path in Path().iterdir()] == ["mine.state.safetensors"]
+    assert main(command) == 2
+    assert "was interrupted" in capfd.readouterr().err
+    assert main([*command, "--resume", "--rule.lr", "0.2"]) == 2
+    assert "rule.lr is 0.19 there and 0.2 now" in capfd.readouterr().err
+    assert main([*command, "--resume"]) == 0
+    assert "Going on from time 4 of 30." in capfd.readouterr().out
+    assert main(["flow", *EDGE, "--time", "12", *PAIR, "--out", "short"]) == 0
+    assert main(["flow", *EDGE, "--time", "30", *PAIR, "--out", "short"]) == 2
+    assert "extend it (--resume with a larger --time)" in capfd.readouterr().err
+    assert main(["flow", *EDGE, "--time", "30", *PAIR, "--out", "short", "--resume"]) == 0
+    assert main(["flow", *EDGE, "--time", "3", *PAIR, "--out", "short", "--resume"]) == 2
+    assert "never shortened" in capfd.readouterr().err
+    assert main([*command, "--out", "whole", "--resume"]) == 0
+    assert "Nothing was saved in whole.state.safetensors yet" in capfd.readouterr().out
+    for other in ("mine.nc", "short.nc"):
+        same_forecast(other, "whole.nc")
+    assert main([*command, "--time", "2", "--replace"]) == 0
+    assert open_flow("mine.nc").data.sizes["time"] == 2
+    assert main([*command, "--replace", "--resume"]) == 2
+
+
+def same_forecast(one, other):
+    first, second = open_flow(one), open_flow(other)
+    for name in second.data.variables:
+        np.testing.assert_array_equal(first.data[name], second.data[name], err_msg=name)
+    assert all(torch.equal(first.points[name], w) for name, w in second.points.items())
+
+
+@pytest.mark.slow
+def test_a_killed_forecast_goes_on(capsys):
+    command = ["flow", *EDGE, "--save-every", "1"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    program = [sys.executable, "-m", "thalweg.cli.main", *command, "--time", "100000", "--out", "killed"]
+    process = subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
+    state, deadline = Path("killed.state.safetensors"), time.monotonic() + 100
+    while (saved_progress(state) or (0, 0.0))[0] < 5:
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    process.kill()
+    process.communicate()
+    reached = saved_progress(state)[0]
+    assert not Path("killed.nc").exists()
+    length = str(reached + 40)
+    assert main([*command, "--time", length, "--out", "killed", "--resume"]) == 0
+    assert f"Going on from time {reached} of {length}." in capsys.readouterr().out
+    assert main([*command, "--time", length, "--out", "whole"]) == 0
+    same_forecast("killed.nc", "whole.nc")
+
+
+def test_another_learning_rate_from_a_checkpoint(folder, tmp_path, capsys):
+    run = shutil.copytree(folder / "rmsprop", tmp_path / "copy")
+    assert main(["report", str(run)]) == 0
+    page = (run / "report.html").read_text()
+    ask = ["flow", "--from", f"{run}@30", "--rule.lr", "0.0005", "--time", "6", *PAIR]
+    assert main(ask) == 0
+    path = run / "analyses" / "flow-30-lr-0.0005.nc"
+    kept = open_flow(path)
+    assert (kept.data.attrs["optimizer"], kept.data.attrs["run_optimizer"]) == (
+        "RMSProp, learning rate 0.0005, beta2 0.9",
+        "RMSProp, learning rate 0.001, beta2 0.9",
+    )
+    told = capsys.readouterr().out
+    assert "rule.lr 0.0005 instead of 0.001" in told
+    assert "the rule is not that of the run" in told
+    assert "the rule is not that of the run" in path.with_suffix(".html").read_text()
+    assert (run / "report.html").read_text() == page, "the page of the run is about its own rule"
+    own, _ = told_of(f"{run}@30")
+    asked, _ = told_of(f"{run}@30", "--rule.lr", "0.0005")
+    assert int(asked.state["step"]) == 30
+    torch.testing.assert_close(asked.state["nu"], own.state["nu"], rtol=0, atol=0)
+    w, state, rule = own.w, own.state, dataclasses.replace(own.rule, lr=0.0005)
+    for t in range(6):
+        assert kept.data.loss_discrete.values[t] == float(own.problem.value(w))
+        w, state = rule.advance(w, state, own.problem.gradient(w))
+    middle, said = told_of(f"{run}@10", "--rule.lr", "0.0005")
+    again, _ = told_of(f"{run}@10")
+    assert said, "replayed"
+    torch.testing.assert_close(middle.state["nu"], again.state["nu"], rtol=0, atol=0)
+
+
+def test_a_rate_beyond_the_limit_is_refused_with_the_largest_stable_one(folder, capsys):
+    told = failed(capsys, "--from", f"{folder / 'gd'}@last", "--rule.lr", "1.0", "--time", "5", *PAIR)
+    start, _ = told_of(f"{folder / 'gd'}@last")
+    sharpness = float(torch.linalg.eigvalsh(hessian(start.problem, start.w).dense())[-1])
+    assert f"the largest stable learning rate here is {2 / sharpness:.3g}" in told
+    assert main(["flow", f"{folder / 'gd'}@last", "--rule.lr", f"{1.8 / sharpness:.6g}", "--time", "2", *PAIR]) == 0
+    said = capsys.readouterr().out
+    assert f"the largest rate that keeps it stable is {2 / sharpness:.3g}" in said
 
 
 def test_what_was_found_before_a_failure_is_kept(monkeypatch, capsys):

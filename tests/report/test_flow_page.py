@@ -113,6 +113,30 @@ def test_another_learning_rate():
     assert "learning rate" not in text(flow), "a schedule has more than one"
 
 
+def test_the_largest_rate_that_keeps_the_start_stable():
+    told = text(forecast())
+    assert "the largest rate that keeps it stable is 0.8: a larger one is above" in told, "it starts at 0.5 of 2"
+    assert "0.8, with the averages that the rule has there" in text(forecast(rule="RMSProp"))
+    assert "any larger rate is unstable there at once" in text(forecast(onset=0))
+    assert "larger rate" not in text(forecast(rule="AdamW"))
+    flow = forecast()
+    flow.data["effective_eigenvalues"][0] = np.nan
+    assert "larger one" not in text(flow)
+
+
+def test_a_rule_that_is_not_that_of_the_run_is_said_to_be():
+    asked = {
+        "asked": "rule.lr 0.2 instead of 0.1",
+        "run_optimizer": "gradient descent, learning rate 0.1",
+        "run": "first",
+    }
+    told = text(forecast(**asked))
+    assert "the rule is not that of the run: rule.lr 0.2 instead of 0.1." in told
+    assert "not first as recorded" in told
+    assert "gradient descent, learning rate 0.1" in render_flow(forecast(**asked))
+    assert "not that of the run" not in text(forecast())
+
+
 def test_predictions_that_are_no_better_are_said_to_be():
     flow = forecast()
     flow.data["predicted_loss"][:] = 2 * flow.data["loss_discrete"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from rich.console import Console
 
@@ -36,6 +36,6 @@ class FlowLines(FlowMeter, LineMeter):
     """A line at every tenth of the time."""
 
 
-def flow_meter(console: Console) -> FlowMeter:
-    """Return a bar for a terminal, lines for a file or a pipe."""
-    return (FlowBar if console.is_terminal else FlowLines)(console)
+def flow_meter(console: Console, at_work: Callable[[], None] | None = None) -> FlowMeter:
+    """Return a bar for a terminal, lines for a file or a pipe; ``at_work`` is called after the first unit."""
+    return (FlowBar if console.is_terminal else FlowLines)(console, at_work)

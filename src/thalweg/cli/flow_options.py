@@ -24,19 +24,23 @@ DESCRIPTION = """Forecast the time-averaged path of an optimizer by its central 
 
 START is RUN@STEP: a run folder and one of its checkpoints. The run's own problem, rule and its state go on from there; RUN alone means from its start. Without START the problem and the rule are those of the options, as thalweg run --help explains them. Results go into analyses/ of the run, or to --out: a netCDF file, which xarray opens, and a page.
 
+The rule may be another than the run's in its numbers (--rule.lr and so on): its state goes on from the checkpoint, and so does the optimizer beside the flow. A forecast that was interrupted goes on with --resume, and one that is complete is extended by it to a longer --time.
+
 The theory is that of full-batch training with a smooth loss; what it does not cover is refused with the reason.
 
 examples:
   thalweg flow --rule.lr 0.4 --time 400
   thalweg flow runs/first@200 --time 100
   thalweg flow --from runs/first@last --time 50 --processes discrete central
+  thalweg flow --from runs/first@200 --rule.lr 0.3 --time 100
+  thalweg flow runs/first@200 --time 300 --resume
   thalweg flow --rule.name rmsprop --rule.beta2 0.9 --warm-start 20 --time 200 --out flows/rmsprop
 
-exit codes: 0 done, 1 the forecast failed, 2 wrong input, 130 stopped with Ctrl-C (nothing is written then)
+exit codes: 0 done, 1 the forecast failed, 2 wrong input, 130 stopped with Ctrl-C (what is done is kept for --resume)
 """  # noqa: E501  (a paragraph is one line: tyro breaks no others as they stand here)
 
 OPEN = ("dtype", "device", "threads", "chunk")
-"""What may be given beside a run: how to compute. Everything else says what the run is."""
+"""What may be given beside a run: how to compute. The numbers of the rule may be asked about too (rule.*)."""
 
 
 @dataclass(frozen=True)
@@ -79,14 +83,16 @@ class Told:
         start: Run folder and step to start from, as RUN@STEP; STEP is a number or last.
         from_: The same as START.
         time: Units of time to forecast, each one step of the rule.
-        mode: map (the rule's exact step and the penalty, few gradients) or reference (Euler substeps of the
-            differential equation, slow).
+        mode: map (the rule's exact step and the penalty, few gradients), flow (the differential equation itself,
+            in long steps) or reference (Euler substeps of the equation, slow).
         processes: What runs side by side: discrete, midpoint, central, stable; by default all that the rule has.
         warm_start: Steps of the rule itself before the flows begin; rules with averages of squares need a few.
         sigma: Width of the Gaussian, in steps, that loss curves are smoothed with before they are compared.
         out: netCDF file to write, with the page beside it; by default analyses/flow-STEP.nc in the run folder,
             DATA-MODEL-RULE-flow.nc here without a run.
         replace: Replace the forecast that is there already.
+        resume: Go on with the forecast that was interrupted, or extend it to a longer time.
+        save_every: Units of time between two savings of what --resume needs; by default every few seconds.
         config: TOML file with settings, as for thalweg run; options on the command line win over it.
         settings: What to forecast.
     """
@@ -100,6 +106,8 @@ class Told:
     sigma: float = 20.0
     out: Path | None = None
     replace: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    save_every: int | None = None
     config: Path | None = None
     settings: Annotated[FlowConfig, tyro.conf.arg(name="")] = field(default_factory=FlowConfig)
 
@@ -112,11 +120,13 @@ class Start:
         run: The run.
         config: The settings that it was made with.
         step: The step whose checkpoint is meant; negative counts from the end of those that there are.
+        changed: Settings of the rule that are asked about, with their values in the run and now.
     """
 
     run: Run
     config: RunConfig
     step: int
+    changed: dict[str, tuple[object, object]] = field(default_factory=dict)
 
 
 def parse(arguments: Sequence[str]) -> tuple[Told, Start | None]:
@@ -140,16 +150,30 @@ def parse(arguments: Sequence[str]) -> tuple[Told, Start | None]:
     own = _part(start.config)
     told = _read(Told(settings=own), arguments)
     changed = [path for path in differences(own, told.settings) if path not in OPEN]
-    if changed or told.config is not None:
-        option = changed[0].replace("_", "-") if changed else "config"
+    strange = [path for path in changed if not path.startswith("rule.") or path == "rule.name"]
+    if strange or told.config is not None:
+        option = strange[0].replace("_", "-") if strange else "config"
+        why = "a run has its own problem, and the forecast is to go on from there"
+        if option == "rule.name":
+            why = "the state of one rule is not that of another, and the forecast is to go on from it"
         raise InvalidInput(
             explain(
-                f"{where} is given together with --{option}",
-                "a run has its own problem and rule, and the forecast is to be that of the run",
-                "Leave the option out, or forecast without the run",
+                f"{where} is given together with --{option}", why, "Leave the option out, or forecast without the run"
             )
         )
-    return told, start
+    return told, dataclasses.replace(start, changed=_changed(own, told.settings, changed))
+
+
+def _changed(own: FlowConfig, now: FlowConfig, paths: Sequence[str]) -> dict[str, tuple[object, object]]:
+    """Return what of the rule is asked about, by its path: in the run, and now."""
+
+    def at(config: FlowConfig, path: str) -> object:
+        found: object = config
+        for name in path.split("."):
+            found = getattr(found, name)
+        return found
+
+    return {path: (at(own, path), at(now, path)) for path in paths if path.startswith("rule.")}
 
 
 def _check(told: Told) -> None:
@@ -167,8 +191,15 @@ def _check(told: Told) -> None:
                 f"Perhaps {matches[0]} was meant" if matches else "Choose among these",
             )
         )
-    for name, value, least in (("time", told.time, 1), ("warm-start", told.warm_start, 0)):
-        if value < least:
+    if told.resume and told.replace:
+        raise InvalidInput(
+            explain(
+                "--resume and --replace are both given", "one goes on, the other begins anew", "Leave one of them out"
+            )
+        )
+    numbers = (("time", told.time, 1), ("warm-start", told.warm_start, 0), ("save-every", told.save_every, 1))
+    for name, value, least in numbers:
+        if value is not None and value < least:
             raise InvalidInput(explain(f"--{name} is {value}", f"it is at least {least}", "Correct the number"))
     if not (math.isfinite(told.sigma) and told.sigma > 0):
         raise InvalidInput(explain(f"--sigma is {told.sigma}", "a width is positive", "Correct the number"))

@@ -37,6 +37,8 @@ class Subject:
         step: Step of the run; 0 without one.
         run: The run; None without one.
         notes: What limits the meaning of the numbers, in sentences.
+        own_rule: The rule of the run where another one is asked about; else None.
+        changed: What differs between them, in words.
     """
 
     problem: Problem
@@ -48,6 +50,8 @@ class Subject:
     step: int = 0
     run: Run | None = None
     notes: tuple[str, ...] = ()
+    own_rule: Rule | None = None
+    changed: str = ""
 
 
 def subject(told: Told, start: Start | None, say: Callable[[str], None]) -> Subject:
@@ -75,7 +79,8 @@ def subject(told: Told, start: Start | None, say: Callable[[str], None]) -> Subj
 
 def _of_run(settings: FlowConfig, start: Start, say: Callable[[str], None]) -> Subject:
     run = start.run
-    rule = build_rule(start.config.rule, start.config.steps)
+    own = build_rule(start.config.rule, start.config.steps)
+    rule = build_rule(settings.rule, start.config.steps) if start.changed else own
     problem = build_problem(settings.as_run(start.config.steps))
     if run.manifest.fingerprints.get("data") != problem.fingerprint()["data"] and settings.chunk == start.config.chunk:
         raise InvalidInput(
@@ -93,9 +98,15 @@ def _of_run(settings: FlowConfig, start: Start, say: Callable[[str], None]) -> S
         state = _cast(position.rule, w)
     else:
         w = problem.layout.flatten(run.checkpoint(step)).to(problem.device, problem.dtype)
-        state = _state(rule, step, w, problem, notes, say)
-    source = f"{run.manifest.name}, step {step:,}"
-    return Subject(problem, rule, w, state, run.manifest.name, source, step, run, tuple(notes))
+        state = _state(own, step, w, problem, notes, say)  # what led there was the run's own rule
+    changed = ", ".join(f"{path} {_said(now)} instead of {_said(then)}" for path, (then, now) in start.changed.items())
+    source = f"{run.manifest.name}, step {step:,}" + (f", with {changed}" if changed else "")
+    other = own if changed else None
+    return Subject(problem, rule, w, state, run.manifest.name, source, step, run, tuple(notes), other, changed)
+
+
+def _said(value: object) -> str:
+    return "its default" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _position(run: Run, problem: Problem, notes: list[str]) -> Position | None:

@@ -151,16 +151,24 @@ def turned_rows(rows: Tensor, turn: Tensor) -> Tensor:
     return operator.to(rows) @ rows
 
 
+class Unstable(InvalidInput):
+    """A flow was to start far beyond its limit; ``sharpness`` is the largest effective eigenvalue there."""
+
+    sharpness = float("nan")
+
+
 def refuse_unstable(sharpness: float) -> None:
     """Raise where a flow would start far beyond the limit."""
     if sharpness > 1.1 * LIMIT:
-        raise InvalidInput(
+        error = Unstable(
             explain(
                 f"The flow starts at effective sharpness {sharpness:.3g}",
                 f"the rule is unstable there (the limit is {LIMIT:g}), and an explosion has no average",
                 "Let the rule itself take some steps first (warm_start=), or lower the learning rate",
             )
         )
+        error.sharpness = sharpness
+        raise error
 
 
 def _divide(vector: Tensor, metric: Tensor) -> Tensor:

@@ -46,6 +46,7 @@ DRAW = {
 FACTS = (
     ("source", "source"),
     ("optimizer", "update rule"),
+    ("run_optimizer", "update rule of the run"),
     ("flow_mode", "mode"),
     ("processes", "processes"),
     ("warm_start", "steps of the rule before time 0"),

@@ -41,7 +41,8 @@ def headline(result: FlowResult) -> list[str]:
     Args:
         result: What `thalweg.flows.forecast.central_flow` returned.
     """
-    return [*_onset(result), *_prediction(result), *_progress(result), *_penalty(result), *_other_rates(result)]
+    parts = (_asked, _onset, _prediction, _progress, _penalty, _other_rates, _largest_rate)
+    return [sentence for part in parts for sentence in part(result)]
 
 
 def caveats(result: FlowResult) -> list[str]:
@@ -106,6 +107,18 @@ def tiles(result: FlowResult) -> list[tuple[str, str, str]]:
             rows.append(("Variance", fixed(found.variance_ratio), "measured / predicted"))
     rows.append(("Cost", f"{result.cost['central']:.1f}", "gradients a unit of time"))
     return rows
+
+
+def _asked(result: FlowResult) -> list[str]:
+    """What was asked where the rule is not that of the run."""
+    asked, own = result.data.attrs.get("asked"), result.data.attrs.get("run_optimizer")
+    if not asked or not own:
+        return []
+    run = str(result.data.attrs.get("run", "the run"))
+    return [
+        f"From here on the rule is not that of the run: {asked}. The question is what the optimizer would do with it; "
+        f"what is called the run below is that optimizer, going on from the checkpoint, and not {run} as recorded."
+    ]
 
 
 def _onset(result: FlowResult) -> list[str]:
@@ -225,6 +238,21 @@ def _other_rates(result: FlowResult) -> list[str]:
     return [
         f"{now}. At twice the rate the limit would be {number(1 / rate)}, which this path passes at about step "
         f"{steps(result)[half]:,}; at half the rate it would be {number(4 / rate)}, which this flow does not reach."
+    ]
+
+
+def _largest_rate(result: FlowResult) -> list[str]:
+    """What the eigenvalues at the start say of other learning rates from there."""
+    rate, name, values = result.data.attrs.get("learning_rate"), result.data.attrs.get("rule"), largest(result)
+    if rate is None or name == "AdamW" or not np.isfinite(values[0]) or not values[0] > 0:  # its limit has two terms
+        return []
+    averages = "" if name == "GradientDescent" else ", with the averages that the rule has there"
+    if values[0] > LIMIT * (1 - OVER):
+        return [f"At its start the flow is at the limit{averages}: any larger rate is unstable there at once."]
+    most = number(float(rate) * LIMIT / float(values[0]))
+    return [
+        f"From its eigenvalues at the start, the largest rate that keeps it stable is {most}{averages}: a larger one "
+        "is above its limit there at once."
     ]
 
 
