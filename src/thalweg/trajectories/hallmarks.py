@@ -204,9 +204,8 @@ def hallmarks(
         lowest = float(np.nanmin(path.similarity[at:, at:]))
         rows = [
             Evidence("least similarity of all that follows", lowest, f"above {limit.saturated:g}"),
-            Evidence(
-                "displacement after it, r / n", _over(path.window(at, len(path)).radii[-1], path.norms[at]), "shown"
-            ),
+            Evidence("step from which it is", float(path.steps[at]), _walk_saturates(path, limit.saturated)),
+            Evidence("displacement after it, r / n", _over(path.radii_from(at)[-1], path.norms[at]), "for scale"),
         ]
         marks.append(Hallmark("saturated", int(path.steps[at]), int(path.steps[-1]), tuple(rows)))
     ranges = tuple((int(path.steps[a]), int(path.steps[b - 1])) for a, b in parts)
@@ -276,7 +275,7 @@ def _within(what: str, value: float, bounds: tuple[float, float]) -> Row:
 
 def _walk_saturates(path: Kernels, least: float) -> str:
     at = saturation(walk(path.steps, start=float(path.norms[0]), lengths=path.lengths).similarity, least)
-    return "a random walk never is" if at is None else f"a random walk: from {path.steps[at]:g}"
+    return "a random walk: never" if at is None else f"a random walk: from {path.steps[at]}"
 
 
 def _slope(found: Complexity) -> float:

@@ -20,7 +20,7 @@ from thalweg.trajectories.kernels import Floats, Ints, Kernels
 
 
 def mode_autocorrelation(rate: float, momentum: float, curvature: float, lags: int) -> Floats:
-    r"""Return ``r_0 ... r_q`` of a mode: ``r_1 = a / (1 + mu)``, ``r_{k+1} = a r_k - mu r_{k-1}``, ``a = 1 + mu - eta h``.
+    r"""Return ``r_0 ... r_q``: for ``a = 1 + mu - eta h``, ``r_1 = a / (1 + mu)``, ``r_{k+1} = a r_k - mu r_{k-1}``.
 
     Args:
         rate: ``eta``.
