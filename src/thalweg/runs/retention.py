@@ -1,0 +1,118 @@
+"""Which steps a recorder looks at, and what it keeps of each."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from thalweg.errors import InvalidInput, explain
+
+When: TypeAlias = "Literal['linear', 'log'] | Collection[int]"
+Keep: TypeAlias = "Literal['all', 'sketches'] | int"
+
+
+@dataclass(frozen=True)
+class Retention:
+    """What is kept of which step.
+
+    A step is *due* at 0 and at the multiples of ``every``; with ``schedule="log"`` also at the powers of two below
+    ``every``; with steps given as the schedule, at these. Of a due step the weights are kept: of each with
+    ``keep="all"``, of each k-th with ``keep=k``, of the first alone with ``keep="sketches"``. Where not all are
+    kept, the increment since the due step before is kept as a projection. A burst keeps the increments of ``count``
+    steps in a row, from each multiple of ``period`` on, as projections.
+
+    Attributes:
+        every: Steps between two due ones.
+        schedule: As above.
+        keep: As above.
+        bursts: ``(count, period)``, or None for no bursts.
+
+    Example:
+        >>> retention = Retention(every=10, schedule="log", keep=2, bursts=(2, 20))
+        >>> [step for step in range(32) if retention.due(step)], [s for s in range(32) if retention.weights(s)]
+        ([0, 1, 2, 4, 8, 10, 20, 30], [0, 2, 8, 20])
+        >>> [step for step in range(32) if retention.burst(step)]
+        [1, 2, 21, 22]
+    """
+
+    every: int = 100
+    schedule: When = "linear"
+    keep: Keep = "all"
+    bursts: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        _whole("every", self.every)
+        if isinstance(self.schedule, str):
+            if self.schedule not in ("linear", "log"):
+                raise _bad("schedule", self.schedule, "Pass 'linear', 'log' or the steps themselves")
+        else:
+            steps = sorted(set(self.schedule) | {0})
+            if any(not isinstance(step, int) or isinstance(step, bool) or step < 0 for step in steps):
+                raise _bad("schedule", list(self.schedule)[:8], "Pass whole numbers of at least 0")
+            object.__setattr__(self, "schedule", tuple(steps))
+        if self.keep not in ("all", "sketches"):
+            _whole("keep", self.keep)
+        if self.bursts is not None:
+            if not isinstance(self.bursts, tuple) or len(self.bursts) != 2:
+                raise _bad("bursts", self.bursts, "Pass (steps in a row, steps between two beginnings) or None")
+            _whole("bursts[0]", self.bursts[0])
+            _whole("bursts[1]", self.bursts[1])
+            if self.bursts[0] > self.bursts[1]:
+                raise _bad("bursts", self.bursts, "Pass a period that is at least as long as the burst")
+
+    def due(self, step: int) -> bool:
+        """Whether the schedule looks at ``step``."""
+        if not isinstance(self.schedule, str):
+            return step in self.schedule
+        powers = self.schedule == "log" and step < self.every and step & (step - 1) == 0
+        return step % self.every == 0 or powers
+
+    def weights(self, step: int) -> bool:
+        """Whether the weights of ``step`` are kept."""
+        if not self.due(step) or self.keep == "all":
+            return self.due(step)
+        return step == 0 or (isinstance(self.keep, int) and self.order(step) % self.keep == 0)
+
+    def increment(self, step: int) -> bool:
+        """Whether the increment since the due step before is kept as a projection."""
+        return step > 0 and self.keep != "all" and self.due(step)
+
+    def burst(self, step: int) -> bool:
+        """Whether ``step`` ends an increment of a burst."""
+        return self.bursts is not None and step > 0 and (step - 1) % self.bursts[1] < self.bursts[0]
+
+    def looks(self, step: int) -> bool:
+        """Whether the weights of ``step`` are needed for anything."""
+        return self.due(step) or self.burst(step) or self.burst(step + 1)
+
+    def order(self, step: int) -> int:
+        """Count the due steps before ``step``, step 0 among them."""
+        if not isinstance(self.schedule, str):
+            return sum(1 for other in self.schedule if other < step)
+        multiples = -(-step // self.every)
+        powers = (min(step, self.every) - 1).bit_length() if self.schedule == "log" and step > 0 else 0
+        return multiples + powers
+
+    def counts(self, steps: int) -> tuple[int, int]:
+        """Return how many weights and how many projections a run of ``steps`` keeps, its last weights included."""
+        if isinstance(self.schedule, str):
+            due = self.order(steps + 1)
+        else:
+            due = sum(1 for step in self.schedule if step <= steps)
+        kept = due if self.keep == "all" else 1 if self.keep == "sketches" else -(-due // self.keep)
+        kept += not self.weights(steps)
+        increments = 0 if self.keep == "all" else due - 1
+        if self.bursts is None:
+            return kept, increments
+        count, period = self.bursts
+        return kept, increments + steps // period * count + min(steps % period, count)
+
+
+def _whole(name: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise _bad(name, value, "Pass a whole number of at least 1")
+
+
+def _bad(name: str, value: object, remedy: str) -> InvalidInput:
+    return InvalidInput(explain(f"{name} is {value!r}", "it says which steps are recorded", remedy))
