@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from path_cases import plain_grams, points_of_walk
 
 from thalweg.errors import InvalidInput
@@ -165,8 +166,8 @@ def test_what_is_wrong_is_named(tensors):
         trajectory_map(grams, anchor=12)
     with pytest.raises(InvalidInput, match="no such tensor"):
         trajectory_map(grams, groups={"v": "attention"})
-    with pytest.raises(InvalidInput, match="layer"):
-        trajectory_map(grams, groups="layer")
+    with pytest.raises(InvalidInput, match="layer, role and tensor"):
+        trajectory_map(grams, groups="head")
     with pytest.raises(InvalidInput, match="learning_rate"):
         trajectory_map(grams, schedule={"learning_rate": [0.1]})
     with pytest.raises(InvalidInput, match="No group"):
@@ -190,3 +191,36 @@ def test_the_overview_shows_the_maps_and_their_null(tensors):
     np.testing.assert_allclose(unpacked(figure.data[0].z), cosines(joined(tensors)), atol=1e-6)
     assert [trace.name for trace in figure.data[:3]] == ["cosine", "relative cosine", "cosine of updates"]
     assert any(trace.name == "below the precision floor" for trace in figure.data)
+
+
+def test_a_trajectory_is_read_once_and_grouped_by_role_and_layer_with_fused_tensors_taken_apart(rng):
+    from thalweg.runs.sources import Trajectory
+
+    heads, size, count = 2, 3, 7
+    model = {
+        "gpt_neox.layers.0.attention.query_key_value.weight": (3 * heads * size, heads * size),
+        "gpt_neox.layers.0.mlp.dense_h_to_4h.weight": (8, 6),
+        "gpt_neox.layers.1.mlp.dense_h_to_4h.weight": (8, 6),
+        "gpt_neox.final_layer_norm.weight": (6,),
+    }
+    points = [
+        {name: torch.from_numpy(rng.standard_normal(shape)) for name, shape in model.items()} for _ in range(count)
+    ]
+    path = Trajectory.from_arrays(points, steps=[0, 1, 2, 4, 8, 16, 32])
+    path.config = {"num_attention_heads": heads}
+    by_role = trajectory_map(path, groups="role")
+    assert set(by_role.groups) == {"whole", "Q", "K", "V", "MLP in", "norm scale"}
+    fused = [
+        p["gpt_neox.layers.0.attention.query_key_value.weight"].reshape(heads, 3, size, -1).numpy() for p in points
+    ]
+    for i, role in enumerate("QKV"):
+        rows = np.stack([one[:, i].ravel() for one in fused])
+        np.testing.assert_allclose(by_role.path(role).similarity, cosines(rows), atol=1e-9)
+    total = sum(by_role.path(role).kernel for role in "QKV")
+    rows = np.stack([one.ravel() for one in fused])
+    np.testing.assert_allclose(total, rows @ rows.T, rtol=1e-9, atol=1e-9)
+    by_layer = trajectory_map(path, groups="layer")
+    assert set(by_layer.groups) == {"whole", "final_layer_norm", "layers.0", "layers.1"}
+    np.testing.assert_allclose(
+        by_layer.path().kernel, sum(by_layer.path(g).kernel for g in by_layer.groups[1:]), rtol=1e-9, atol=1e-9
+    )

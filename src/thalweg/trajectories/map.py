@@ -13,7 +13,7 @@ import xarray as xr
 from thalweg.errors import InvalidInput, explain
 from thalweg.trajectories.averages import WEIGHTINGS, Similarity, Weighting, mean_similarity
 from thalweg.trajectories.complexity import Complexity, complexity
-from thalweg.trajectories.grouping import Groups, grouped
+from thalweg.trajectories.grouping import Groups, fused_parts, grouped
 from thalweg.trajectories.kernels import Floats, Ints, Kernels
 from thalweg.trajectories.measures import MeasureTable, measure
 from thalweg.trajectories.nulls import Decay, decay_null
@@ -208,7 +208,8 @@ def trajectory_map(
     """Return ``C_ij = <theta_i, theta_j> / (|theta_i| |theta_j|)`` over checkpoints, and all that follows.
 
     Args:
-        source: A trajectory, which is read once, or the `Grams` of one.
+        source: A trajectory, which is read once, or the `Grams` of one. By role and by tensor, Q, K and V of a fused
+            projection count each for itself.
         groups: ``"layer"``, ``"role"``, ``"tensor"``, a mapping from tensor name to group, or a function of the name
             (None leaves a tensor out of all groups but the whole). Default: the whole only.
         anchor: Checkpoint that relative quantities start from, default the first.
@@ -235,9 +236,13 @@ def trajectory_map(
 
     Source: arXiv 2403.07379, as far as its definitions are known.
     """
+    gaps: tuple[str, ...] = ()
     if not hasattr(source, "G"):
         from thalweg.trajectories.gram import grams
 
+        gaps = tuple(getattr(source, "gaps", ()))
+        if groups in ("role", "tensor"):
+            options.setdefault("parts", fused_parts(source))
         source = grams(source, **options)
     elif options:
         raise InvalidInput(
@@ -271,7 +276,7 @@ def trajectory_map(
         decay=decay,
         unchanged={name: _unchanged(source, at) for name, at in members.items()},
         sketch=sketch,
-        notes=(f"{left_out:,} values of the checkpoints are not finite and were left out.",) if left_out else (),
+        notes=(*gaps, *([f"{left_out:,} values are not finite and were left out."] if left_out else [])),
     )
 
 
