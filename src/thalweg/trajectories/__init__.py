@@ -1,22 +1,26 @@
 """The geometry of the whole path of the weights: inner products of its increments, and everything that follows."""
 
 from thalweg.trajectories.gram import Grams as Grams
-from thalweg.trajectories.gram import combine as combine
 from thalweg.trajectories.gram import extend as extend
 from thalweg.trajectories.gram import grams as grams
 from thalweg.trajectories.gram_plan import GramPlan as GramPlan
 from thalweg.trajectories.gram_plan import gram_plan as gram_plan
 from thalweg.trajectories.gram_result import open_grams as open_grams
+from thalweg.trajectories.gram_sums import combine as combine
 from thalweg.trajectories.gram_tasks import GramTask as GramTask
 from thalweg.trajectories.gram_tasks import run_task as run_task
 from thalweg.trajectories.gram_tasks import tasks as tasks
 from thalweg.trajectories.products import NonFinite as NonFinite
+from thalweg.trajectories.resident import checkpoint_reads as checkpoint_reads
+from thalweg.trajectories.sketch import Sketcher as Sketcher
 
 __all__ = [
     "GramPlan",
     "GramTask",
     "Grams",
     "NonFinite",
+    "Sketcher",
+    "checkpoint_reads",
     "combine",
     "extend",
     "gram_plan",

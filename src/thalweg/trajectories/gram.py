@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ from thalweg.errors import InvalidInput, StorageError, explain
 from thalweg.runs.meter import Meter
 from thalweg.trajectories.gram_plan import gram_plan
 from thalweg.trajectories.gram_result import Grams as Grams
-from thalweg.trajectories.gram_result import mean_squares, quantum
 from thalweg.trajectories.gram_store import GramStore, Partial
+from thalweg.trajectories.gram_sums import Spent, combine, described, fingerprints_of, gather, sum_of
 from thalweg.trajectories.gram_tasks import GramTask, run_tasks, tasks
-from thalweg.trajectories.products import Bad
-from thalweg.trajectories.tiles import Layout, PartsOf, Source, layout
+from thalweg.trajectories.resident import checkpoint_reads, resident_sums
+from thalweg.trajectories.sketch import Sketcher
+from thalweg.trajectories.tiles import PartsOf, Source, layout
 
 
 def grams(
@@ -34,6 +36,10 @@ def grams(
     on_bad: str = "raise",
     readers: int = 1,
     meter: Meter | None = None,
+    resident: int | None = None,
+    fetch: Callable[[int], None] | None = None,
+    sketch: int | None = None,
+    seed: int = 0,
 ) -> Grams:
     """Compute ``<U_a, U_b>``, ``<theta_1, U_a>`` and ``<theta_1, theta_1>`` per tensor, reading every byte once.
 
@@ -57,6 +63,13 @@ def grams(
             says so in ``Grams.bad``.
         readers: Threads that read; more than one needs a trajectory that several threads may read.
         meter: Shows progress: a step is a tile.
+        resident: B, where not all files can be reached at once: B increments wait in memory while the later checkpoints
+            pass by one at a time, about ``T^2 / (2 B)`` checkpoint reads (`checkpoint_reads`); a step of the meter is
+            one of them. ``tile``, ``device``, ``directory`` and ``readers`` do not apply.
+        fetch: With ``resident``: is told the index of each checkpoint before it is read.
+        sketch: k, for estimates from random projections to k dimensions that read each checkpoint once, one after the
+            other (`Sketcher`); a step of the meter is a checkpoint.
+        seed: Of the projections.
 
     Returns:
         The sums, with what they cost.
@@ -67,13 +80,34 @@ def grams(
         StorageError: A file is truncated, or ``directory`` cannot be written. Finished tensors stay there.
 
     Example:
-        >>> from thalweg.runs.sources.trajectory import Trajectory
+        >>> from thalweg.runs.sources import Trajectory
         >>> found = grams(Trajectory.from_arrays(torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 1.0]])))
         >>> found.increments().tolist(), found.kernel().tolist()
         ([[1.0, 0.0], [0.0, 1.0]], [[1.0, 1.0, 0.0], [1.0, 2.0, 1.0], [0.0, 1.0, 1.0]])
     """
     began = time.perf_counter()
-    prints = _fingerprints(trajectory)
+    prints = fingerprints_of(trajectory)
+    if sketch is not None or resident is not None:
+        asked = {
+            "tile": tile,
+            "directory": directory,
+            "device": device,
+            "on_bad": None if on_bad == "raise" else on_bad,
+        }
+        useless = [name for name, value in asked.items() if value is not None]
+        if sketch is not None and resident is not None:
+            useless.append("resident")
+        if useless:
+            raise InvalidInput(
+                explain(
+                    f"{'resident' if sketch is None else 'sketch'} does not go with {useless[0]}",
+                    "it reads whole checkpoints one after the other, on the CPU",
+                    "Leave one of them out",
+                )
+            )
+        _enough(trajectory)
+        found = _one_by_one(trajectory, prints, parts, exact, budget, meter, resident, fetch, sketch, seed)
+        return replace(found, seconds=time.perf_counter() - began)
     work = _work(trajectory, budget, device, tile, parts, exact, on_bad, prints)
     store = GramStore(Path(directory)) if directory is not None else None
     partials = _run(work, store, readers, meter)
@@ -115,7 +149,7 @@ def extend(
     """
     began = time.perf_counter()
     new = len(trajectory) - len(old)
-    prints = _fingerprints(trajectory)
+    prints = fingerprints_of(trajectory)
     units = tuple(name for tensor in trajectory.tensors for name in layout(tensor, parts).units)
     reason = ""
     if old.sketch is not None:
@@ -146,102 +180,8 @@ def extend(
         same = sum_of([partial.unchanged for partial in mine])[:, first:]
         unchanged[at:to, first:] = same / np.maximum(1, one.sizes())[:, None]
         at = to
-    facts = _facts(trajectory, layouts, g, c, old.m, prints)
+    facts = described(trajectory, layouts, g, c, old.m, prints)
     return Grams(**facts, unchanged=unchanged, **spent.facts(), seconds=time.perf_counter() - began)
-
-
-def combine(
-    trajectory: Source,
-    partials: Iterable[Partial],
-    *,
-    parts: PartsOf | None = None,
-    fingerprints: tuple[str, ...] | None = None,
-) -> Grams:
-    """Add the results of tasks to `Grams`, by tensors and ranges in their order, whatever order they come in.
-
-    Args:
-        trajectory: What the tasks were made of.
-        partials: One result for each of them.
-        parts: As given to `tasks`.
-        fingerprints: Of the checkpoints, if they are known already.
-
-    Raises:
-        InvalidInput: A range is missing, or is there twice.
-    """
-    layouts = [layout(tensor, parts) for tensor in trajectory.tensors]
-    units, points = sum(len(one.labels) for one in layouts), len(trajectory)
-    g, c, m = np.empty((units, points - 1, points - 1)), np.empty((units, points - 1)), np.empty(units)
-    unchanged, spent, at = np.empty((units, points - 1)), Spent(), 0
-    for one, mine in gather(layouts, partials, spent):
-        to = at + len(one.labels)
-        moments = sum_of([partial.moments for partial in mine])
-        g[at:to], c[at:to], m[at:to] = moments[:, 1:, 1:], moments[:, 0, 1:], moments[:, 0, 0]
-        unchanged[at:to] = sum_of([partial.unchanged for partial in mine]) / np.maximum(1, one.sizes())[:, None]
-        at = to
-    return Grams(**_facts(trajectory, layouts, g, c, m, fingerprints), unchanged=unchanged, **spent.facts())
-
-
-@dataclass
-class Spent:
-    """What the partial results have in common, added up."""
-
-    bytes_read: int = 0
-    flops: int = 0
-    reused: int = 0
-    bad: list[Bad] = field(default_factory=list)
-
-    def add(self, partial: Partial) -> None:
-        """Count one."""
-        self.bytes_read += partial.bytes_read
-        self.flops += 0 if partial.reused else partial.flops
-        self.reused += partial.reused
-        self.bad += partial.bad
-
-    def facts(self) -> dict[str, Any]:
-        """As `Grams` names them."""
-        own = {"bytes_read": self.bytes_read, "flops": self.flops, "reused": self.reused}
-        return {**own, "bad": tuple(self.bad)}
-
-
-def gather(
-    layouts: Sequence[Layout], partials: Iterable[Partial], spent: Spent
-) -> Iterator[tuple[Layout, list[Partial]]]:
-    """Yield each tensor with its results in the order of their ranges.
-
-    Raises:
-        InvalidInput: They do not cover it once, or there are no tensors, or results of others.
-    """
-    by_name: dict[str, list[Partial]] = {}
-    for partial in partials:
-        by_name.setdefault(partial.tensor, []).append(partial)
-    foreign = [name for name in by_name if name not in {one.name for one in layouts}]
-    if foreign or not layouts:
-        found = f"There is a result for {foreign[0]!r}" if foreign else "The trajectory has no tensors"
-        why = "the trajectory has no such tensor" if foreign else "there is nothing to measure"
-        raise InvalidInput(explain(found, why, "Pass the trajectory that the tasks were made of"))
-    for one in layouts:
-        mine = sorted(by_name.get(one.name, []), key=lambda partial: partial.start)
-        ends = [0, *(partial.stop for partial in mine)]
-        if [partial.start for partial in mine] != ends[:-1] or ends[-1] != one.numel or not mine:
-            ranges = [(partial.start, partial.stop) for partial in mine]
-            raise InvalidInput(
-                explain(
-                    f"The results for {one.name!r} cover the ranges {ranges} of {one.numel} elements",
-                    "every element must be there once",
-                    "Pass the result of each task once",
-                )
-            )
-        for partial in mine:
-            spent.add(partial)
-        yield one, mine
-
-
-def sum_of(arrays: Sequence[np.ndarray]) -> np.ndarray:
-    """Add in the order given."""
-    total = arrays[0]
-    for array in arrays[1:]:
-        total = total + array
-    return total
 
 
 def _work(
@@ -255,10 +195,7 @@ def _work(
     prints: tuple[str, ...],
     last: int | None = None,
 ) -> list[GramTask]:
-    if len(trajectory) < 2:
-        raise InvalidInput(
-            explain(f"The trajectory has {len(trajectory)} checkpoint(s)", "it takes two to move", "Pass more of them")
-        )
+    _enough(trajectory)
     if on_bad not in ("raise", "skip"):
         raise InvalidInput(explain(f"on_bad is {on_bad!r}", "it says what to do", 'Pass "raise" or "skip"'))
     where = torch.device(device or "cpu")
@@ -268,10 +205,49 @@ def _work(
     return tasks(trajectory, device=where, **how)
 
 
-def _run(work: list[GramTask], store: GramStore | None, readers: int, meter: Meter | None) -> list[Partial]:
+def _enough(trajectory: Source) -> None:
+    if len(trajectory) < 2:
+        raise InvalidInput(
+            explain(f"The trajectory has {len(trajectory)} checkpoint(s)", "it takes two to move", "Pass more of them")
+        )
+
+
+def _one_by_one(
+    trajectory: Source,
+    prints: tuple[str, ...],
+    parts: PartsOf | None,
+    exact: bool,
+    budget: int | None,
+    meter: Meter | None,
+    resident: int | None,
+    fetch: Callable[[int], None] | None,
+    sketch: int | None,
+    seed: int,
+) -> Grams:
+    total = len(trajectory) if resident is None else checkpoint_reads(len(trajectory), resident)
+    with _progress(meter, total) as done:
+        if resident is not None:
+            how: dict[str, Any] = {"budget": budget, "parts": parts, "exact": exact, "fetch": fetch, "done": done}
+            sums = resident_sums(trajectory, resident, **how)
+            layouts = [layout(tensor, parts) for tensor in trajectory.tensors]
+            known = described(trajectory, layouts, sums.pop("g"), sums.pop("c"), sums.pop("m"), prints)
+            return Grams(**known, **sums)
+        sketcher = Sketcher(sketch or 0, seed, parts)
+        for index in range(len(trajectory)):
+            before = sketcher.bytes_read
+            sketcher.read(trajectory, index)
+            done(sketcher.bytes_read - before)
+        schedule = {name: np.asarray(values) for name, values in trajectory.schedule.items()}
+        return replace(sketcher.grams(), schedule=schedule, fingerprints=prints)
+
+
+@contextmanager
+def _progress(meter: Meter | None, total: int) -> Iterator[Callable[[int], None]]:
+    """Yield what is told the bytes of each step done."""
     if meter is None:
-        return _checked(work, list(run_tasks(work, _capacity(work), readers=readers, store=store)))
-    meter.init(sum(len(task.tiles()) for task in work))
+        yield lambda size: None
+        return
+    meter.init(total)
     count = [0, 0]
 
     def done(size: int) -> None:
@@ -280,9 +256,14 @@ def _run(work: list[GramTask], store: GramStore | None, readers: int, meter: Met
         meter.step({"step": count[0], "bytes": count[1]})
 
     try:
-        return _checked(work, list(run_tasks(work, _capacity(work), readers=readers, store=store, done=done)))
+        yield done
     finally:
         meter.close()
+
+
+def _run(work: list[GramTask], store: GramStore | None, readers: int, meter: Meter | None) -> list[Partial]:
+    with _progress(meter, sum(len(task.tiles()) for task in work)) as done:
+        return _checked(work, list(run_tasks(work, _capacity(work), readers=readers, store=store, done=done)))
 
 
 def _capacity(work: list[GramTask]) -> int:
@@ -298,35 +279,3 @@ def _checked(work: list[GramTask], partials: list[Partial]) -> list[Partial]:
             explain(f"{counted} bytes were read of {expected}", "every byte is to be read once", "Report this, please")
         )
     return partials
-
-
-def _fingerprints(trajectory: Source) -> tuple[str, ...]:
-    return tuple(trajectory.fingerprint(index) for index in range(len(trajectory)))
-
-
-def _facts(
-    trajectory: Source,
-    layouts: Sequence[Layout],
-    g: np.ndarray,
-    c: np.ndarray,
-    m: np.ndarray,
-    prints: tuple[str, ...] | None,
-) -> dict[str, Any]:
-    pairs = [(one, label) for one in layouts for label in one.labels]
-    sizes = np.array([size for one in layouts for size in one.sizes()], dtype=np.int64)
-    squares = mean_squares(g, c, m) / np.maximum(1, sizes)
-    return {
-        "steps": np.array(trajectory.steps, dtype=np.int64),
-        "names": tuple(name for one in layouts for name in one.units),
-        "tensors": tuple(one.name for one, _ in pairs),
-        "parts": tuple(label for _, label in pairs),
-        "shapes": tuple(one.shape for one, _ in pairs),
-        "dtypes": tuple(str(one.dtype).removeprefix("torch.") for one, _ in pairs),
-        "sizes": sizes,
-        "G": g,
-        "c": c,
-        "m": m,
-        "quantum": np.array([quantum(one.dtype, square) for (one, _), square in zip(pairs, squares)]),
-        "schedule": {name: np.asarray(values) for name, values in trajectory.schedule.items()},
-        "fingerprints": prints or _fingerprints(trajectory),
-    }

@@ -17,6 +17,7 @@ import xarray as xr
 from thalweg.errors import InvalidInput, explain
 from thalweg.runs.analyses import read_analysis, scalar, variable, write_analysis
 from thalweg.trajectories.products import Bad
+from thalweg.trajectories.tiles import Layout
 
 Group = str | Sequence[str] | Callable[[str], bool] | None
 """Tensors that are taken together: one by name, several, those for which a function says yes, or None for all."""
@@ -297,6 +298,28 @@ def quantum(dtype: torch.dtype, mean_square: float) -> float:
     if mean_square <= 0:
         return relative
     return max(relative, info.tiny * info.eps / math.sqrt(12 * mean_square))
+
+
+def facts(
+    steps: Sequence[int], layouts: Sequence[Layout], g: np.ndarray, c: np.ndarray, m: np.ndarray
+) -> dict[str, Any]:
+    """Return the fields of `Grams` that follow from the tensors, their parts and the sums."""
+    pairs = [(one, label) for one in layouts for label in one.labels]
+    sizes = np.array([size for one in layouts for size in one.sizes()], dtype=np.int64)
+    squares = mean_squares(g, c, m) / np.maximum(1, sizes)
+    return {
+        "steps": np.array(steps, dtype=np.int64),
+        "names": tuple(name for one in layouts for name in one.units),
+        "tensors": tuple(one.name for one, _ in pairs),
+        "parts": tuple(label for _, label in pairs),
+        "shapes": tuple(one.shape for one, _ in pairs),
+        "dtypes": tuple(str(one.dtype).removeprefix("torch.") for one, _ in pairs),
+        "sizes": sizes,
+        "G": g,
+        "c": c,
+        "m": m,
+        "quantum": np.array([quantum(one.dtype, square) for (one, _), square in zip(pairs, squares)]),
+    }
 
 
 def _from_anchor(g: np.ndarray, anchor: int) -> np.ndarray:
