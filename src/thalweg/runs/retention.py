@@ -18,9 +18,9 @@ class Retention:
 
     A step is *due* at 0 and at the multiples of ``every``; with ``schedule="log"`` also at the powers of two below
     ``every``; with steps given as the schedule, at these. Of a due step the weights are kept: of each with
-    ``keep="all"``, of each k-th with ``keep=k``, of the first alone with ``keep="sketches"``. Where not all are
-    kept, the increment since the due step before is kept as a projection. A burst keeps the increments of ``count``
-    steps in a row, from each multiple of ``period`` on, as projections.
+    ``keep="all"``, of each k-th with ``keep=k``, of the first alone with ``keep="sketches"``; in the last two cases
+    a projection of each due step is kept. A burst keeps projections of ``count`` steps in a row and of the point
+    that they start from, at each multiple of ``period``.
 
     Attributes:
         every: Steps between two due ones.
@@ -32,8 +32,8 @@ class Retention:
         >>> retention = Retention(every=10, schedule="log", keep=2, bursts=(2, 20))
         >>> [step for step in range(32) if retention.due(step)], [s for s in range(32) if retention.weights(s)]
         ([0, 1, 2, 4, 8, 10, 20, 30], [0, 2, 8, 20])
-        >>> [step for step in range(32) if retention.burst(step)]
-        [1, 2, 21, 22]
+        >>> [step for step in range(32) if retention.sketch(step)]
+        [0, 1, 2, 4, 8, 10, 20, 21, 22, 30]
     """
 
     every: int = 100
@@ -74,17 +74,20 @@ class Retention:
             return self.due(step)
         return step == 0 or (isinstance(self.keep, int) and self.order(step) % self.keep == 0)
 
-    def increment(self, step: int) -> bool:
-        """Whether the increment since the due step before is kept as a projection."""
-        return step > 0 and self.keep != "all" and self.due(step)
+    def sketch(self, step: int) -> bool:
+        """Whether a projection of the weights of ``step`` is kept."""
+        return self.burst(step) or (self.keep != "all" and self.due(step))
 
     def burst(self, step: int) -> bool:
-        """Whether ``step`` ends an increment of a burst."""
-        return self.bursts is not None and step > 0 and (step - 1) % self.bursts[1] < self.bursts[0]
+        """Whether ``step`` belongs to a burst: one of its steps in a row, or the point that they start from."""
+        if self.bursts is None:
+            return False
+        count, period = self.bursts
+        return step % period <= count or (step > 0 and (step - 1) % period < count)
 
     def looks(self, step: int) -> bool:
         """Whether the weights of ``step`` are needed for anything."""
-        return self.due(step) or self.burst(step) or self.burst(step + 1)
+        return self.due(step) or self.burst(step)
 
     def order(self, step: int) -> int:
         """Count the due steps before ``step``, step 0 among them."""
@@ -95,18 +98,18 @@ class Retention:
         return multiples + powers
 
     def counts(self, steps: int) -> tuple[int, int]:
-        """Return how many weights and how many projections a run of ``steps`` keeps, its last weights included."""
+        """Return how many weights a run of ``steps`` keeps, the last included, and at most how many projections."""
         if isinstance(self.schedule, str):
             due = self.order(steps + 1)
         else:
             due = sum(1 for step in self.schedule if step <= steps)
         kept = due if self.keep == "all" else 1 if self.keep == "sketches" else -(-due // self.keep)
         kept += not self.weights(steps)
-        increments = 0 if self.keep == "all" else due - 1
-        if self.bursts is None:
-            return kept, increments
-        count, period = self.bursts
-        return kept, increments + steps // period * count + min(steps % period, count)
+        sketches = 0 if self.keep == "all" else due
+        if self.bursts is not None:
+            count, period = self.bursts
+            sketches += (steps // period) * (count + 1) + min(steps % period, count) + 1
+        return kept, min(sketches, steps + 1)
 
 
 def _whole(name: str, value: object) -> None:

@@ -4,35 +4,71 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from thalweg import _rng
+from thalweg._rng import derive_seed
 from thalweg.errors import InvalidInput, explain
 
-_CHUNK = 1 << 20
-_MIX = (-7046029254386353131, -4658895280553007687, -7723592293110705685)
-"""Odd multipliers of the SplitMix64 generator, as signed integers; products wrap around."""
+TILE = 2**18
+"""Elements that share one stream of random numbers."""
+_SHORT = 1024
+
+
+def project(x: np.ndarray, k: int, seed: int, name: str, tile: int) -> np.ndarray:
+    """Project a tile of a tensor to k dimensions: ``E <S x, S y> = <x, y>``.
+
+    Each chunk of k elements gets random signs, is rotated by a random number of places, and is added to the others. Two
+    elements of different chunks meet with probability 1/k, two of one chunk never, so that
+    ``Var <S x, S y> <= (<x, y>^2 + |x|^2 |y|^2) / k``, with equality for many small elements; and up to k elements keep
+    their inner products exactly. Signs and rotations come from a counter-based generator keyed by the seed, the tensor
+    and the tile: nothing is stored. (A count sketch, Charikar et al. 2002, with one bucket a chunk taken at most once.)
+
+    Args:
+        x: ``(n,)``, n at most `TILE`, float64.
+        k: Dimensions.
+        seed: Of the projection; inner products need the same.
+        name: Of the tensor.
+        tile: Number of the tile within it.
+
+    Returns:
+        ``(k,)``, float64.
+
+    Example:
+        >>> x = np.arange(5.0)
+        >>> float(np.sum(project(x, 8, 0, "w", 0) ** 2))
+        30.0
+    """
+    stream = np.random.Generator(np.random.Philox(key=derive_seed(seed, "sketch", name, tile)))
+    count = len(x)
+    bits = np.unpackbits(np.frombuffer(stream.bytes((count + 7) // 8), np.uint8), count=count)
+    chunks = np.zeros((-(-count // k), k))
+    flat = chunks.reshape(-1)[:count]
+    np.negative(x, out=flat)
+    np.copyto(flat, x, where=bits.view(bool))
+    turns = stream.integers(0, k, len(chunks))
+    if k < _SHORT:
+        return np.asarray(np.take_along_axis(chunks, (np.arange(k) - turns[:, None]) % k, axis=1).sum(0))
+    total = np.zeros(k)
+    for chunk, turn in zip(chunks, turns):
+        total[turn:] += chunk[: k - turn]
+        total[:turn] += chunk[k - turn :]
+    return total
 
 
 @dataclass(frozen=True)
 class Projection:
-    r"""A linear map ``S`` to few dimensions with ``E <S x, S y> = <x, y>``.
-
-    ``(S x)_b = sum_{i: h(i) = b} s(i) x_i`` with a bucket ``h(i)`` and a sign ``s(i)`` for each element, both a hash of
-    ``(seed, tensor, i)``. The variance is ``(|x|^2 |y|^2 + <x, y>^2 - 2 sum_i x_i^2 y_i^2) / k``: exactly that of k
-    rows of random signs, at one addition an element instead of k (the count sketch of Charikar, Chen and
-    Farach-Colton, 2002). A cosine c is known to about ``(1 - c^2) / sqrt(k)``. A tensor of at most k elements is
-    kept as it is.
+    """The projection of whole tensors: tile by tile with `project`; one of at most k elements is kept as it is.
 
     Args:
-        size: ``k``, dimensions kept for each tensor.
-        seed: Root seed of all buckets and signs.
+        size: ``k``, dimensions kept for each tensor. A cosine is then known to about ``(1 - c^2) / sqrt(k)``.
+        seed: Root seed of all signs and rotations.
 
     Example:
         >>> x = torch.randn(5000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-        >>> short = Projection(1024).apply("weight", x)
-        >>> short.shape, bool(abs(short @ short / (x @ x) - 1) < 4 * (2 / 1024) ** 0.5)
+        >>> short, square = Projection(1024).of("weight", x)
+        >>> short.shape, bool(abs(short @ short / square - 1) < 4 * (2 / 1024) ** 0.5)
         (torch.Size([1024]), True)
     """
 
@@ -40,11 +76,11 @@ class Projection:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.size, int) or isinstance(self.size, bool) or not 1 <= self.size < 1 << 31:
+        if not isinstance(self.size, int) or isinstance(self.size, bool) or not 1 <= self.size <= TILE:
             raise InvalidInput(
                 explain(
                     f"The size of the projection is {self.size!r}",
-                    "it counts the dimensions kept for each tensor",
+                    f"a projection has 1 to {TILE} dimensions",
                     "Pass a whole number such as 1024, which gives cosines to about 0.03",
                 )
             )
@@ -53,37 +89,20 @@ class Projection:
         """Return the length of the projection of a tensor of ``elements``."""
         return min(elements, self.size)
 
-    def apply(self, name: str, values: Tensor, start: int = 0, elements: int | None = None) -> Tensor:
-        """Project elements ``[start, start + len(values))`` of a tensor; the projections of its pieces add up.
+    def of(self, name: str, tensor: Tensor) -> tuple[Tensor, float]:
+        """Project a tensor.
 
         Args:
-            name: Name of the tensor, which has buckets and signs of its own.
-            values: The elements, any shape and floating dtype.
-            start: Place of the first of them in the flattened tensor.
-            elements: Elements of the whole tensor; None: these are all.
+            name: Its name, which decides on signs and rotations.
+            tensor: On the CPU, any shape and floating dtype.
 
         Returns:
-            Shape ``(width,)``, float64, on the device of ``values``.
+            Its projection, shape ``(width,)``, float64, and the sum of its squares.
         """
-        flat = values.detach().reshape(-1)
-        whole = flat.numel() if elements is None else elements
-        found = torch.zeros(self.width(whole), dtype=torch.float64, device=flat.device)
-        if whole <= self.size:
-            found[start : start + flat.numel()] = flat.to(torch.float64)
-            return found
-        key = _rng.derive_seed(self.seed, "projection", name)
-        for first in range(0, flat.numel(), _CHUNK):
-            part = flat[first : first + _CHUNK].to(torch.float64)
-            place = torch.arange(start + first, start + first + part.numel(), device=flat.device)
-            bits = _hash(place, key)
-            negative = (bits & 1).to(torch.bool)
-            found.index_add_(0, (bits >> 1) % self.size, torch.where(negative, -part, part))
-        return found
-
-
-def _hash(place: Tensor, key: int) -> Tensor:
-    """Mix counters into 62 random bits each, the same on every device and in every order."""
-    mixed = place * _MIX[0] + key
-    mixed = (mixed ^ ((mixed >> 30) & ((1 << 34) - 1))) * _MIX[1]
-    mixed = (mixed ^ ((mixed >> 27) & ((1 << 37) - 1))) * _MIX[2]
-    return ((mixed ^ ((mixed >> 31) & ((1 << 33) - 1))) >> 2) & ((1 << 62) - 1)
+        flat = tensor.detach().reshape(-1)
+        found, square = np.zeros(self.width(flat.numel())), 0.0
+        for tile, start in enumerate(range(0, flat.numel(), TILE)):
+            x = flat[start : start + TILE].to(torch.float64).numpy()
+            square += float(x @ x)
+            found += x if flat.numel() <= self.size else project(x, self.size, self.seed, name, tile)
+        return torch.from_numpy(found), square
