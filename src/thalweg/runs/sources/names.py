@@ -86,15 +86,16 @@ def tied(
     Returns:
         For each name to be left out, the name under which the tensor is kept.
     """
-    first: dict[Hashable, str] = {}
-    found: dict[str, str] = {}
-    kept = []
+    groups: dict[Hashable, list[str]] = {}
     for name in names:
         same = tensors[name].same
-        if same is not None and first.setdefault(same, name) != name:
-            found[name] = first[same]
-        else:
-            kept.append(name)
+        groups.setdefault(name if same is None else same, []).append(name)
+    found: dict[str, str] = {}
+    kept = []
+    for group in groups.values():
+        main = next((name for name in group if _EMBEDDINGS.search(name)), group[0])
+        kept.append(main)
+        found |= {name: main for name in group if name != main}
     for head in (name for name in kept if _HEADS.search(name)):
         for embedding in (name for name in kept if _EMBEDDINGS.search(name)):
             a, b = tensors[head], tensors[embedding]
