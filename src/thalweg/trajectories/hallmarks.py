@@ -77,7 +77,7 @@ class Evidence:
     wanted: str
 
     def __str__(self) -> str:
-        return f"{self.what} {self.value:.4g} ({self.wanted})"
+        return f"{self.what} {self.value:.6g} ({self.wanted})"
 
 
 @dataclass(frozen=True)
@@ -275,7 +275,7 @@ def _within(what: str, value: float, bounds: tuple[float, float]) -> Row:
 
 def _walk_saturates(path: Kernels, least: float) -> str:
     at = saturation(walk(path.steps, start=float(path.norms[0]), lengths=path.lengths).similarity, least)
-    return "a random walk: never" if at is None else f"a random walk: from {path.steps[at]}"
+    return "a random walk: never" if at is None else f"a random walk: from {path.steps[at]:,}"
 
 
 def _slope(found: Complexity) -> float:
