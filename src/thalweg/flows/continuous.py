@@ -3,7 +3,7 @@ r"""The central flow as the differential equation that it is, in long steps of a
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from thalweg.flows.central import CentralMap, _between
 from thalweg.flows.frames import oscillation
 from thalweg.flows.laws import LIMIT, Law
 from thalweg.flows.process import Frame
-from thalweg.flows.settings import BOLD, CAREFUL, FAR, FIRST, FlowSettings
+from thalweg.flows.settings import CAREFUL, FAR, FIRST, FlowSettings
 from thalweg.flows.stabilised import Point, along, chebyshev_step, error_estimate, hermite, stages_for
 from thalweg.flows.subspace import Critical, Reaction, push, react, turned_rows
 from thalweg.operators.packing import smat
@@ -22,13 +22,20 @@ from thalweg.rules import State
 
 GRID = 64
 """Segments begin and end at multiples of the reciprocal, so that times add up without rounding."""
-SAFETY = 0.85
+SAFETY, GROWTH = 0.85, 3.0
+FIRST_STEP = 0.25
+STEADY = 0.25
+"""An oscillation that changes by less from step to step is drawn on a line; otherwise it may have leapt."""
 ONE = torch.ones((), dtype=torch.float64)
 
 
 @dataclass(frozen=True)
 class Piece:
-    """One accepted step: states and velocities at its ends, and the oscillation, constant between them."""
+    """One accepted step: states and velocities at its ends, and the mean oscillation between them.
+
+    ``move`` is how far the weights go; ``after`` the curvature of the critical subspace at the end;
+    ``trend`` by how much X changes in a unit of time, from the step before to this one.
+    """
 
     begin: float
     length: float
@@ -36,8 +43,21 @@ class Piece:
     slopes: tuple[Point, Point]
     losses: tuple[float, float]
     gradients: tuple[Tensor, Tensor]
+    move: float
     block: Critical | None
     reaction: Reaction | None
+    after: Tensor | None
+    trend: Tensor | None
+
+    @property
+    def middle(self) -> float:
+        """Time in the middle, to which the mean over the step belongs."""
+        return self.begin + self.length / 2
+
+    @property
+    def end(self) -> float:
+        """Time at the end."""
+        return self.begin + self.length
 
 
 class CentralFlow(CentralMap):
@@ -47,8 +67,9 @@ class CentralFlow(CentralMap):
     number of stages grows with the root of the length. Over a step the oscillation is constant. A step is
     taken with that of the step before; then the slack at its end, ``alpha + beta[X]``, determines the right one, and
     state and velocity are corrected by the difference. Where that is too large for a linear correction, the
-    estimated error shows it, and the step is done again, shorter, with the better X. What is reported is this mean over
-    a step: a violation that a refresh finds is repaid over a whole step and not at once.
+    estimated error shows it, and the step is done again, shorter, with the better X. What is reported is this mean
+    over a step, on a line where it hardly changes: a violation that a refresh finds is repaid over a whole step and
+    not at once. A step that a direction would join midway ends where it joins.
 
     Third derivatives are taken where eigenvectors are, at the ends of segments, and continued on a line between
     them in the turning basis, so that curvature is predicted to second order.
@@ -62,11 +83,12 @@ class CentralFlow(CentralMap):
         self, problem: Problem, law: Law, w: Tensor, state: State, settings: FlowSettings | None = None
     ) -> None:
         super().__init__(problem, law, w, state, settings or FlowSettings())
-        self.length, self.span, self.path = 1.0, 1.0, 0.0
+        self.length, self.span, self.path = FIRST_STEP, 1.0, 0.0
         self._climb = 0.0
         self._drift: Tensor | None = None
         self._begun = False
         self._due = 0
+        self._middle = 0.0
 
     def step(self) -> Frame:
         """Return the next frame; segments are computed until there is one."""
@@ -85,35 +107,47 @@ class CentralFlow(CentralMap):
             fresh, _ = self._renew(0.0, first=True)
             self.span = float(FIRST) if float(fresh[0]) < FAR else 1.0
         self._resume, self._emitted = self._snapshot(), 0
-        begin = (self.w, self.state, self.time, self.block, self.start, self._here, self.path, self.length)
-        before, drift, climb = self.leading, self._drift, self._climb
+        begin, here, clock = self.time, self._here, float(self.state["step"])
+        point, origin, path = self._point(), (self.block, self.start, self._drift, self._middle), self.path
+        before = self.leading
         assert before is not None
+        pieces: list[Piece] = []
         while True:
-            block = None if self.block is None else Critical(self.block.U, self.block.A, self.block.D)
-            self.block = block
-            end = self.time + self.span
-            pieces = []
-            while self.time < end:
-                pieces.append(self._advance(end, begin[2]))
-            fresh, metric = self._renew(self.span)
+            while self.time < begin + self.span:
+                pieces.append(self._advance(begin + self.span, begin))
+            block = self.block
+            fresh, metric = self._renew(self.span, may_return=block is None and self.span > self.settings.shortest)
             error = 0.0
             if block is not None:
                 expected = block.eigenvalues(metric)
                 shared = min(len(expected), len(fresh))
                 error = float((expected[:shared] - fresh[:shared]).abs().max())
             watched = 0 if block is None else block.count
-            unseen = len(fresh) > watched and float(fresh[watched]) > LIMIT + 2 * self.settings.tolerance
-            if self.span <= self.settings.shortest or not (unseen or error > 4 * self.settings.tolerance):
+            unseen = len(fresh) > watched and float(fresh[watched]) > LIMIT + 2 * self.settings.eigen_error
+            if self.span <= self.settings.shortest or not (unseen or error > 4 * self.settings.eigen_error):
                 break
             self.rejected += 1
-            self.w, self.state, self.time, self.block, self.start, self._here, self.path, self.length = begin
-            self.leading, self._drift, self._climb = before, drift, climb
-            self.span = self._snapped(self.span / 2)
+            span = self.span / 2
+            if block is None:  # it knows by now when the limit comes
+                target = (self._target - float(before[0])) / (float(fresh[0]) - float(before[0]))
+                span = self.span * min(0.9, max(0.1, target))
+            self.span = self._snapped(span)
+            # Steps that end before the new end are right as they are.
+            pieces = [piece for piece in pieces if piece.end <= begin + self.span]
+            self.leading, (self.block, self.start, self._drift, self._middle) = before, origin
+            self.time, self.path = begin, path + sum(piece.move for piece in pieces)
+            if pieces:
+                last = pieces[-1]
+                self.time, point, here = last.end, last.ends[1], (last.losses[1], last.gradients[1])
+                if self.block is not None and last.reaction is not None and last.after is not None:
+                    self.start, self._middle = last.reaction.solution.X, last.middle
+                    self.block = Critical(self.block.U, last.after, self.block.D)
+            self.w, self.state, self._here = point[0], self._state(clock + self.time - begin, point), here
         self._judge(fresh)
         self._ready = []
         for piece in pieces:
-            while self._due < piece.begin + piece.length:
-                share = (self._due - begin[2]) / self.span
+            while self._due < piece.end:
+                share = (self._due - begin) / self.span
                 frame = self._frame(piece, float(self._due), before)
                 self._ready.append(_between(frame, before, fresh, share, watched))
                 self._due += 1
@@ -121,10 +155,10 @@ class CentralFlow(CentralMap):
 
     def _advance(self, end: float, begun: float) -> Piece:
         """One accepted step that ends not after ``end``."""
-        begin, y = self.time, [self.w, *([self.state["nu"]] if "nu" in self.state else [])]
+        begin, y = self.time, self._point()
         value, gradient = self._gradient_here()
         force, metric = self.law.force(gradient, self.w), self.law.metric(self.state)
-        clock, block = float(self.state["step"]), self.block
+        clock, block, former = float(self.state["step"]), self.block, self.start
         soon = math.inf
         for _ in range(60):
             rest = end - begin
@@ -170,11 +204,20 @@ class CentralFlow(CentralMap):
                     "Check the loss there, or use smooth activations",
                 )
             )
-        self.length = max(self.length, h) * min(2.0, SAFETY * (error + 1e-12) ** -0.5)
+        grown = h * min(GROWTH, SAFETY * (error + 1e-12) ** -0.5)
+        self.length = max(grown, self.length) if h < self.length / 2 else grown  # the end may have cut it short
         move = new[0] - y[0]
-        self.path += float(move.norm())
+        length = float(move.norm())
+        self.path += length
         if block is not None:
-            block.A = block.A + smat((here.D @ move).to("cpu", torch.float64))
+            moved = block.A + smat((here.D @ move).to("cpu", torch.float64))
+            self.block = Critical(block.U, moved, block.D)
+        middle, trend = begin + h / 2, None
+        if reaction is not None and former is not None:
+            change = reaction.solution.X - former
+            if float(change.norm()) < STEADY * float(former.norm()):
+                trend = change / (middle - self._middle)
+        self._middle = middle
         self.w, self.state = new[0], self._state(clock + h, new)
         self.time = end if h == rest else begin + h
         self._here = (end_value, end_gradient)
@@ -185,8 +228,11 @@ class CentralFlow(CentralMap):
             (slope, end_slope),
             (value, end_value),
             (gradient, end_gradient),
+            length,
             None if block is None else here,
             reaction,
+            None if block is None else moved,
+            trend,
         )
 
     def _entry(self, block: Critical, metric: Tensor, after: State, move: Tensor) -> float:
@@ -231,9 +277,12 @@ class CentralFlow(CentralMap):
             inside: Tensor = block.U @ (block.U.T @ force)
             return -h * (force / middle.to(force) - damp * inside)
 
+        # What a look at eigenvalues found above the limit is paid back in a unit of time, or in a longer step.
+        values, basis = torch.linalg.eigh(LIMIT * block.in_metric(metric) - block.A)
+        left = max(0.0, 1 - h) * (basis * values.clamp_max(0.0)) @ basis.T
         former = None if spread is None else self.law.slope(after, spread * middle.to(spread).square() * share)
         reaction = react(
-            block,
+            Critical(block.U, block.A + left, block.D),
             self.law,
             force,
             middle,
@@ -262,6 +311,9 @@ class CentralFlow(CentralMap):
         error = max(e / (s * self.settings.accuracy) if s > 0 else 0.0 for e, s in zip(errors, sizes, strict=True))
         return error if math.isfinite(error) else 1e9
 
+    def _point(self) -> Point:
+        return [self.w, *([self.state["nu"]] if "nu" in self.state else [])]
+
     def _state(self, clock: float, point: Point) -> State:
         state: State = {"step": torch.tensor(clock, dtype=torch.float64)}
         return state if len(point) == 1 else state | {"nu": point[1]}
@@ -281,10 +333,10 @@ class CentralFlow(CentralMap):
         top = max(top, LIMIT) if self.block is not None else min(top + self._climb * span, max(top, LIMIT))
         return 1.1 * top + 0.05 + self.law.speed
 
-    def _renew(self, elapsed: float, first: bool = False) -> tuple[Tensor, Tensor]:
+    def _renew(self, elapsed: float, first: bool = False, may_return: bool = False) -> tuple[Tensor, Tensor]:
         """Refresh eigenpairs and third derivatives; carry oscillation and drift of the latter to the new basis."""
         old, X = self.block, self.start
-        fresh, metric = self._refresh(first)
+        fresh, metric = self._refresh(first, may_return)
         self.start, self._drift = None, None
         if old is None or self.block is None:
             return fresh, metric
@@ -302,16 +354,22 @@ class CentralFlow(CentralMap):
         """Aim at the tolerance, and look out for the next eigenvalue that may become critical."""
         elapsed = self.span
         longest = self.settings.max_interval * (1 if self.block is not None else 2)
-        factor = min(2.0, max(0.5, 0.8 * (self.settings.tolerance / (error + 1e-12)) ** 0.5))
+        most = GROWTH if self.block is None else 2.0
+        factor = min(most, max(0.5, 0.8 * (self.settings.eigen_error / (error + 1e-12)) ** 0.5))
         span = min(elapsed * factor, longest)
         below = fresh[fresh <= self.settings.candidate]
         shared = min(len(fresh), len(before))
         climb = max(0.0, float((fresh[:shared] - before[:shared]).max()) / elapsed)
         rate, self._climb = climb + max(0.0, climb - self._climb) / 2, climb  # it may speed up as it did before
         if len(below) and rate > 0:  # it may rise as fast as the fastest of them has done
-            part = BOLD if self.block is None else CAREFUL
-            span = min(span, (LIMIT - float(below[0])) / rate * part)
+            room = (LIMIT - float(below[0])) * CAREFUL if self.block is not None else self._target - float(below[0])
+            span = min(span, room / rate)
         self.span = self._snapped(span)
+
+    @property
+    def _target(self) -> float:
+        """Where a first critical eigenvalue should be found: past what makes it a candidate, before the limit."""
+        return (self.settings.candidate + LIMIT) / 2
 
     def _snapped(self, span: float) -> float:
         """On the grid; whole units where it is longer than one."""
@@ -335,15 +393,19 @@ class CentralFlow(CentralMap):
         if block is not None:
             block = Critical(block.U, block.A, block.D)
             block.move(point[0] - y[0])
-        return oscillation(time, point[0], value, gradient, metric, self.law, block, piece.reaction, known)
+        reaction = piece.reaction
+        if reaction is not None and piece.trend is not None:
+            X = reaction.solution.X + (time - piece.middle) * piece.trend
+            reaction = replace(reaction, solution=replace(reaction.solution, X=X))
+        return oscillation(time, point[0], value, gradient, metric, self.law, block, reaction, known)
 
     def _snapshot(self) -> dict[str, Tensor]:
-        numbers = [self.length, self.span, self.path, self._climb, float(self._begun), float(self._due)]
+        numbers = [self.length, self.span, self.path, self._climb, float(self._begun), float(self._due), self._middle]
         state = super()._snapshot() | {"flow": torch.tensor(numbers, dtype=torch.float64)}
         return state if self._drift is None else state | {"drift": self._drift.clone()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Continue where `state_dict` was taken."""
-        self.length, self.span, self.path, self._climb, begun, due = state["flow"].tolist()
+        self.length, self.span, self.path, self._climb, begun, due, self._middle = state["flow"].tolist()
         self._begun, self._due, self._drift = bool(begun), int(due), state.get("drift")
         super().load_state_dict(state)

@@ -47,7 +47,9 @@ class Settings:
 
 @dataclass(frozen=True)
 class FlowSettings(Settings):
-    """How exactly the differential equation is solved, with all of `Settings`; ``damped`` has no say here.
+    """How exactly the differential equation is solved, with all of `Settings`.
+
+    Here ``tolerance`` counts as a fifth of ``accuracy`` where it is larger, and ``damped`` has no say.
 
     Attributes:
         accuracy: Estimated error of a step, over the length of its move. Neighbouring paths mostly come together, so
@@ -59,6 +61,11 @@ class FlowSettings(Settings):
     max_interval: int = 32
     accuracy: float = 1e-2
     shortest: float = 0.25
+
+    @property
+    def eigen_error(self) -> float:
+        """Error of effective eigenvalues that a refresh may find."""
+        return min(self.tolerance, self.accuracy / 5)
 
     def __post_init__(self) -> None:
         if not self.accuracy > 0 or not 1 / 64 <= self.shortest <= 1:
