@@ -44,7 +44,7 @@ def read_header(path: Path) -> dict[str, OnDisk]:
         path: The file.
 
     Returns:
-        The tensors by name. Those of a dtype that torch does not have (of less than a byte) are left out.
+        The tensors by name. Those of a dtype that torch does not have (of less than a byte) are bytes.
 
     Raises:
         Unreadable: The file is missing, truncated, damaged, or of another format.
@@ -62,13 +62,12 @@ def read_header(path: Path) -> dict[str, OnDisk]:
     try:
         entries = json.loads(raw.numpy().tobytes())
         entries.pop("__metadata__", None)
-        tensors = {str(name): _tensor(mark, 8 + length, name, entry) for name, entry in entries.items()}
+        return {str(name): _tensor(mark, 8 + length, name, entry) for name, entry in entries.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Unreadable(path, f"its header is damaged ({error})") from error
-    return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
 
-def _tensor(mark: FileMark, start: int, name: str, entry: dict[str, object]) -> OnDisk | None:
+def _tensor(mark: FileMark, start: int, name: str, entry: dict[str, object]) -> OnDisk:
     shape, offsets = entry["shape"], entry["data_offsets"]
     if not isinstance(shape, list) or not isinstance(offsets, list) or len(offsets) != 2:
         raise ValueError(f"{name} has no shape or no place")
@@ -78,7 +77,7 @@ def _tensor(mark: FileMark, start: int, name: str, entry: dict[str, object]) -> 
         raise Unreadable(mark.path, f"it is cut short: {mark.size} bytes, and {name} ends at {start + offsets[1]}")
     dtype = getattr(torch, DTYPES.get(str(entry["dtype"]), ""), None)
     if dtype is None:
-        return None
+        dtype, shape = torch.uint8, [offsets[1] - offsets[0]]
     info = TensorInfo(name, tuple(shape), dtype)
     if offsets[1] - offsets[0] != prod(shape) * dtype.itemsize:
         raise ValueError(f"{name} has {offsets[1] - offsets[0]} bytes for the shape {info.shape}")

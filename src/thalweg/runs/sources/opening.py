@@ -222,7 +222,17 @@ def _assemble(
     kept = [replace(checkpoint, tensors=keep(checkpoint.tensors)) for checkpoint in checkpoints]
     first = kept[0]
     if not first.tensors:
-        raise none_selected(select or trainable, list(checkpoints[0].tensors))
+        pattern = select if select is not None else trainable
+        if pattern is not None:
+            raise none_selected(pattern, list(checkpoints[0].tensors))
+        reasons = "; ".join(f"{name}: {why}" for name, why in list(left_out.items())[:4])
+        raise InvalidInput(
+            explain(
+                f"{first.label} holds no trained parameter",
+                reasons or "it is empty",
+                "Pass another source, or say with trainable= which tensors are trained",
+            )
+        )
     told = config.get("tie_word_embeddings")
     ties = tied(
         first.tensors, first.tensors, told if isinstance(told, bool) else None, lambda a, b: _equal(first, a, b)

@@ -336,7 +336,11 @@ def none_selected(pattern: object, names: Sequence[str]) -> InvalidInput:
     """Return the error for a choice of tensors that takes none."""
     shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
     return InvalidInput(
-        explain(f"No tensor matches {pattern!r}", f"the checkpoints have {shown or 'no trained tensor'}", "Change it")
+        explain(
+            f"No tensor matches {pattern!r}",
+            f"the checkpoints have {shown}",
+            "Pass a glob, a regular expression or a function that takes some of them",
+        )
     )
 
 

@@ -56,8 +56,6 @@ class Weights:
                 found[name] = tensor
         for name, shard in listed.items():
             if name not in found:
-                if shard.endswith(".safetensors"):  # there a dtype of less than a byte is left out
-                    continue
                 raise Unreadable(self.place / shard, f"it lacks {name!r}, which the index says it holds")
         marks = tuple(FileMark.of(path) for path in ([self.index] if self.index else []) + list(files))
         return clean(found), marks
