@@ -181,4 +181,4 @@ def _values(path: Kernels, found: Complexity, similar: Similarity, long: int) ->
 def _short(value: float) -> str:
     if not math.isfinite(value):
         return "-"
-    return f"{value:.3f}" if abs(value) < 100 else f"{value:.4g}"
+    return f"{round(value, 3) + 0.0:.3f}" if abs(value) < 100 else f"{value:.4g}"
