@@ -1,6 +1,8 @@
 """Every format gives the very values that were saved, range by range, and counts the bytes."""
 
 import os
+import pickle
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -10,7 +12,7 @@ from safetensors.torch import save_file
 
 import thalweg as tw
 from checkpoint_makers import as_bins, as_cache, neox
-from thalweg.errors import InvalidInput
+from thalweg.errors import InvalidInput, RunFolderError
 from thalweg.runs.sources import Trajectory, trajectory
 from thalweg.runs.sources.headers import DTYPES
 
@@ -279,6 +281,40 @@ def test_a_growing_run_keeps_the_fingerprints_of_its_steps(tmp_path):
         if not resume:
             before = found
     assert before.items() < found.items()
+
+
+def test_a_run_that_goes_on_while_it_is_read(tmp_path):
+    """Its file of checkpoints is replaced by a longer one; another run in its place is refused."""
+    problem = tw.Problem(torch.nn.Linear(3, 2), torch.nn.MSELoss(), (torch.randn(9, 3), torch.randn(9, 2)))
+    rule = tw.rules.GradientDescent(lr=0.1)
+    run = tw.train(problem, rule, steps=6, folder=tmp_path / "run", checkpoint_every=2)
+    path = trajectory(tmp_path / "run")
+    assert path.steps == (0, 2, 4, 6)
+    wanted = [run.checkpoint(step)["weight"] for step in path.steps]
+    tw.train(problem, rule, steps=12, folder=tmp_path / "run", checkpoint_every=2, resume=True)
+    assert all(torch.equal(path.tensor(i, "weight"), w) for i, w in enumerate(wanted))
+    time.sleep(1.1)  # a run is told from another by the second in which it was begun
+    tw.train(problem, rule, steps=6, folder=tmp_path / "run", checkpoint_every=2, replace=True)
+    with pytest.raises(RunFolderError, match="another run was begun"):
+        path.tensor(1, "weight")
+
+
+def test_a_trajectory_can_be_sent_to_another_process(tmp_path, net):
+    problem = tw.Problem(torch.nn.Linear(3, 2), torch.nn.MSELoss(), (torch.randn(9, 3), torch.randn(9, 2)))
+    tw.train(problem, tw.rules.GradientDescent(lr=0.1), steps=4, folder=tmp_path / "run", checkpoint_every=2)
+    for step, state in walk(net, [0, 1]):
+        for kind in ("pt", "st"):
+            (tmp_path / kind).mkdir(exist_ok=True)
+        torch.save(state, tmp_path / "pt" / f"step{step}.pt")
+        save_file(state, tmp_path / "st" / f"step{step}.safetensors")
+    memory = Trajectory.from_arrays(torch.randn(3, 5))
+    for path in (*(trajectory(tmp_path / kind) for kind in ("run", "pt", "st")), memory):
+        name = path.tensors[0].name
+        path.read(0, name)
+        sent = pickle.loads(pickle.dumps(path))
+        assert torch.equal(sent.read(1, name), path.read(1, name))
+        assert sent.fingerprint(1) == path.fingerprint(1)
+        assert sent.bytes_read == path.bytes_read // 2
 
 
 def test_in_memory():

@@ -1,5 +1,6 @@
 """Steps from names, gaps, folders of several kinds, distributed checkpoints, the hub."""
 
+import pickle
 import shutil
 import subprocess
 import sys
@@ -156,6 +157,7 @@ def test_distributed_checkpoints_of_one_process(tmp_path, wrapped, deep):
     before = path.bytes_read
     assert torch.equal(path.read(0, "0.weight", 5, 9), saved[0]["0.weight"].reshape(-1)[5:9])
     assert path.bytes_read - before == 8, "to the byte"
+    assert torch.equal(pickle.loads(pickle.dumps(path)).read(1, "0.weight"), path.read(1, "0.weight"))
 
 
 WORKER = """

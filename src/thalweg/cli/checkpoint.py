@@ -13,10 +13,9 @@ from torch import Tensor, nn
 
 from thalweg.errors import InvalidInput, RunFolderError, explain
 from thalweg.runs.files import read_tensors
+from thalweg.runs.sources.archives import WRAPPERS
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
-WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
-"""Names under which training scripts file the weights beside other things."""
 PREFIXES = ("module.", "_orig_mod.", "model.")
 """What data parallelism, torch.compile and Lightning put before every name."""
 _STEP = re.compile(r"(\d+)/(.+)")

@@ -11,6 +11,7 @@ import struct
 import zipfile
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -172,7 +173,11 @@ def read_archive(path: Path) -> dict[str, OnDisk]:
 def _on_disk(archive: Archive, name: str, found: _Found) -> OnDisk:
     info = TensorInfo(name, found.shape, found.dtype)
     same: Hashable = (archive.mark.path, found) if 0 not in found.shape else None
-    return OnDisk(info, lambda: (archive.piece(found, (0,) * len(found.shape)),), same)
+    return OnDisk(info, partial(_pieces, archive, found), same)
+
+
+def _pieces(archive: Archive, found: _Found) -> tuple[Piece, ...]:
+    return (archive.piece(found, (0,) * len(found.shape)),)
 
 
 def _state_dict(loaded: Any, depth: int = 2) -> dict[str, _Found]:

@@ -8,17 +8,21 @@ they are first read.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from math import prod
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+import torch
 
 from thalweg.runs.sources.archives import DTYPES, WRAPPERS, Archive
 from thalweg.runs.sources.pickles import Record, Refused, kind_of, read_pickle
 from thalweg.runs.sources.stored import FileMark, OnDisk, Piece, TensorInfo, Unreadable
 
 TABLE = ".metadata"
+Box: TypeAlias = "tuple[FileMark, int, int, tuple[int, ...], tuple[int, ...]]"
+"""A file, where in it and how many bytes, and which box of the tensor: its origin and its shape."""
 _HERE = "torch.distributed.checkpoint."
 _CLASSES = (
     "Metadata",
@@ -143,7 +147,7 @@ def _tensor(
     state = getattr(properties, "state", None)
     kind = state[0] if isinstance(state, tuple) and state else properties.get("dtype")
     info = TensorInfo(name, _size(entry.get("size")), DTYPES[kind_of(kind)])
-    boxes: list[tuple[FileMark, int, int, tuple[int, ...], tuple[int, ...]]] = []
+    boxes: list[Box] = []
     for chunk in entry.get("chunks"):
         origin, shape = _size(chunk.get("offsets")), _size(chunk.get("sizes"))
         place = stored.get((flat, origin)) or stored.get((flat, None))
@@ -164,10 +168,15 @@ def _tensor(
     if not _cover([box[3:] for box in boxes], info.shape):
         raise ValueError(f"the boxes of {flat!r} do not cover it once")
 
-    def find() -> tuple[Piece, ...]:
-        return tuple(Archive(*box[:3]).single(*box[3:], info.dtype) for box in boxes if prod(box[4]))
+    return OnDisk(info, partial(_pieces, boxes, info.dtype))
 
-    return OnDisk(info, find)
+
+def _pieces(boxes: list[Box], dtype: torch.dtype) -> tuple[Piece, ...]:
+    return tuple(
+        Archive(mark, start, length).single(origin, shape, dtype)
+        for mark, start, length, origin, shape in boxes
+        if prod(shape)
+    )
 
 
 def _cover(boxes: list[tuple[tuple[int, ...], tuple[int, ...]]], shape: tuple[int, ...]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from math import prod
 from pathlib import Path
 
@@ -82,4 +83,4 @@ def _tensor(mark: FileMark, start: int, name: str, entry: dict[str, object]) -> 
     if offsets[1] - offsets[0] != prod(shape) * dtype.itemsize:
         raise ValueError(f"{name} has {offsets[1] - offsets[0]} bytes for the shape {info.shape}")
     piece = Piece(mark, start + offsets[0], (0,) * len(shape), info.shape, contiguous(info.shape))
-    return OnDisk(info, lambda: (piece,))
+    return OnDisk(info, partial(tuple, (piece,)))

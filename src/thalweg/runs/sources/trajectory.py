@@ -121,6 +121,14 @@ class Trajectory:
         agree(checkpoints, infos)
         return cls(checkpoints, infos, schedule=schedule)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the lock behind: a trajectory can be sent to another process that sees the same files."""
+        return {name: value for name, value in vars(self).items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Begin with a lock and a count of bytes of its own."""
+        vars(self).update(state, _lock=threading.Lock(), _count=0)
+
     def __len__(self) -> int:
         return len(self.steps)
 
