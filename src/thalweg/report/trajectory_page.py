@@ -1,0 +1,153 @@
+"""The page of a trajectory map, and its sections in the page of a run."""
+
+from __future__ import annotations
+
+import html
+import math
+from pathlib import Path
+
+import thalweg
+from thalweg.report import trajectory_figures, trajectory_words
+from thalweg.report.numbers import fixed, number
+from thalweg.report.shell import caveat_list, document, figure_section, tiles, verdict_list
+from thalweg.report.spectrum_page import table
+from thalweg.trajectories.figure import MOST
+from thalweg.trajectories.hallmarks import Hallmarks
+from thalweg.trajectories.map import TrajectoryMap
+from thalweg.trajectories.measures import MeasureTable
+
+TITLES = {
+    "map": "Trajectory map",
+    "beyond": "Map less its null",
+    "groups": "Maps of the groups",
+    "length": "Distance, norm and updates",
+    "angle": "Angles",
+    "path": "Path in a plane",
+}
+SEE = {
+    "map": "The cosine between the weights at every two checkpoints. Light blocks are stretches in which the weights "
+    "hardly turn. The hover tells the same of a process without direction.",
+    "beyond": "Left: the map less what unrelated updates would give. Middle: the map as seen from the start, less that "
+    "of a random walk with the same sizes of updates. Right: the cosine between updates; a random walk has 0 off the "
+    "diagonal. Red is more alike than that, blue less. Stripes: rounding of the stored weights rules.",
+    "groups": "The map of each group of parameters on one scale, with its mean similarity.",
+    "length": "How far the weights are from where they began, beside a line and a random walk of the same updates; "
+    "their norm; and the size of each update over that of the weights. Stripes: updates below the precision floor.",
+    "angle": "Turning angles between neighbouring stretches of the path, and the angle under which neighbouring "
+    "checkpoints are seen from the origin and from the start.",
+    "path": "The two directions that hold most of the variance. Smooth arcs here are what a random walk gives; the "
+    "colour says how much of a checkpoint lies outside the plane.",
+}
+AGAINST = {"length": "the step", "angle": "the step", "path": "the first component"}
+DRAW = {
+    "map": trajectory_figures.map_figure,
+    "beyond": trajectory_figures.beyond_figure,
+    "groups": trajectory_figures.groups_figure,
+    "length": trajectory_figures.length_figure,
+    "angle": trajectory_figures.angle_figure,
+    "path": trajectory_figures.path_figure,
+}
+
+
+def trajectory_sections(found: TrajectoryMap, marks: Hallmarks | None = None, *, told: bool = True) -> list[str]:
+    """Return the sections of a map as HTML: figures, the numbers beside their nulls, and labels with evidence.
+
+    Args:
+        found: A trajectory map.
+        marks: Its hallmarks.
+        told: Whether the first section begins with the paragraph and its caveats, for the page of a run.
+    """
+    said = trajectory_words.figure_words(found)
+    if told:
+        lines = [*trajectory_words.headline(found, marks), *trajectory_words.caveats(found, marks)]
+        said["map"] = " ".join([*lines, said["map"]]).strip()
+    if len(found.steps) > MOST:
+        said["map"] += f" Drawn are {MOST} of {len(found.steps):,} checkpoints, evenly chosen."
+    figures = [
+        figure_section(
+            f"trajectory-{key}",
+            TITLES[key],
+            SEE[key],
+            said.get(key, "").strip(),
+            draw(found),
+            against=AGAINST.get(key, "steps"),
+        )
+        for key, draw in DRAW.items()
+    ]
+    return [*figures, _numbers(found.table()), _labels(marks)]
+
+
+def render_map(found: TrajectoryMap, name: str = "trajectory", marks: Hallmarks | None = None) -> str:
+    """Return the page of a map as text: one file that opens without a network.
+
+    Args:
+        found: A trajectory map.
+        name: What it is of.
+        marks: Its hallmarks.
+    """
+    steps = found.steps
+    groups = f" · {len(found.groups) - 1} groups" if len(found.groups) > 1 else ""
+    under = f"{len(steps):,} checkpoints · steps {steps[0]:,} to {steps[-1]:,}{groups}"
+    body = [
+        f'<header><p class="kind">Trajectory</p><h1>{html.escape(name)}</h1><p class="sub">{html.escape(under)}</p>',
+        f"{verdict_list(trajectory_words.verdicts(found, marks))}</header>",
+        f'<p class="headline">{html.escape(" ".join(trajectory_words.headline(found, marks)))}</p>',
+        caveat_list(trajectory_words.caveats(found, marks)),
+        tiles(trajectory_words.tiles(found)),
+        "<noscript><p>The figures need JavaScript; everything else is text.</p></noscript>",
+        *trajectory_sections(found, marks, told=False),
+    ]
+    return document(f"{name} · trajectory", body, thalweg.__version__)
+
+
+def write_map_page(
+    found: TrajectoryMap, out: str | Path, name: str = "trajectory", marks: Hallmarks | None = None
+) -> Path:
+    """Write the page of a map.
+
+    Args:
+        found: A trajectory map.
+        out: Where to write.
+        name: What it is of.
+        marks: Its hallmarks.
+
+    Raises:
+        StorageError: The page cannot be written; nothing is left behind.
+    """
+    from thalweg.runs.files import write_text
+
+    write_text(Path(out), render_map(found, name, marks))
+    return Path(out)
+
+
+def _numbers(found: MeasureTable) -> str:
+    decay = any(math.isfinite(row.decay) for row in found)
+    heads = ("", "measured", "line", "random walk", "mixing", *(("decay",) if decay else ()))
+    rows = [
+        (row.name, *map(_cell, (row.value, row.line, row.walk, row.mixing)), *((_cell(row.decay),) if decay else ()))
+        for row in found
+    ]
+    return (
+        '<section aria-labelledby="trajectory-numbers"><h2 id="trajectory-numbers">Numbers beside their nulls</h2>'
+        "<p>The nulls have the steps and the sizes of the updates of this path: all in one direction, in unrelated "
+        f"directions, or from independent draws around a centre.</p>{table(heads, rows)}</section>"
+    )
+
+
+def _labels(marks: Hallmarks | None) -> str:
+    if marks is None or not marks.marks:
+        return ""
+    rows = [
+        (mark.label, f"{mark.first:,} to {mark.last:,}", "; ".join(map(str, mark.evidence))) for mark in marks.marks
+    ]
+    return (
+        '<section aria-labelledby="trajectory-labels"><h2 id="trajectory-labels">Hallmarks</h2>'
+        "<p>What stretches of the path look like, each with all that its label rests on. Conditions and thresholds are "
+        f"proposals, and none is a judgement of the run.</p>{table(('label', 'steps', 'evidence'), rows)}</section>"
+    )
+
+
+def _cell(value: float) -> str:
+    if not math.isfinite(value):
+        return "–"
+    return fixed(value) if abs(value) < 1000 else number(value)
