@@ -111,6 +111,16 @@ def test_parts_add_up_to_the_fused_tensor():
         assert relative_error(split.increments(f"qkv[{label}]"), g) < 1e-7
 
 
+def test_parts_in_short_runs():
+    points = walk({"c_attn": (200, 90)}, 5)
+    parts = lambda t: {k: [(90 * r + 30 * i, 90 * r + 30 * i + 30) for r in range(200)] for i, k in enumerate("QKV")}  # noqa: E731
+    found, other = grams(Memory(points), parts=parts, tile=4001), grams(Memory(points), parts=parts)
+    assert np.array_equal(found.G, other.G)
+    for i, label in enumerate("QKV"):
+        places = torch.arange(200 * 90).view(200, 3, 30)[:, i].flatten()
+        assert relative_error(found.increments(f"c_attn[{label}]"), exact(points, "c_attn", places)[0]) < 1e-7
+
+
 def test_groups_add_up_to_the_whole():
     found = grams(Memory(walk(SHAPES, 9)))
     coarse = found.grouped({"ends": ["embed", "head"], "rest": lambda name: name in ("qkv", "norm")})

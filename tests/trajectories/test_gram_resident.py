@@ -53,5 +53,5 @@ def test_about_half_of_t_squared_over_b():
 def test_a_budget_that_holds_fewer_names_how_many():
     points = [{"w": torch.full((4000, 1000), float(i), dtype=torch.float16)} for i in range(6)]
     with pytest.raises(InvalidInput, match="resident=2 "):
-        grams(Memory(points), resident=4, budget=12 * 2**20 + 5 * 8_000_000)
-    grams(Memory(points), resident=2, budget=12 * 2**20 + 5 * 8_000_000)
+        grams(Memory(points), resident=4, budget=20 * 2**20 + 5 * 8_000_000)
+    grams(Memory(points), resident=2, budget=20 * 2**20 + 5 * 8_000_000)

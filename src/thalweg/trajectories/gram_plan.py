@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from thalweg.errors import InvalidInput, explain
+from thalweg.trajectories.prefetch import ring_bytes
 from thalweg.trajectories.products import buffer_length
 from thalweg.trajectories.tiles import BLOCK, Layout, PartsOf, Source, layout
 
@@ -16,7 +17,9 @@ LEAST_READ = 2**13
 """Bytes below which a read is not made smaller."""
 DEFAULT_BUDGET = 2**30
 """Bytes that are used when no budget is given and less does not force smaller reads."""
-OVERHEAD = 12 * 2**20
+ROWS = 6
+"""Rows that the allocator keeps for a thread that reads one after the other; measured."""
+OVERHEAD = 20 * 2**20
 """Bytes for what the matrix library packs, for threads and for the allocator's slack; measured."""
 
 
@@ -67,8 +70,8 @@ def gram_plan(
 ) -> GramPlan:
     """Choose the length of a tile so that the whole work fits into ``budget`` bytes.
 
-    With T checkpoints, buffers of B elements and reads of r bytes it holds ``2 T r`` bytes of rows (the tile being
-    multiplied and the next one), ``(1 + open parts) T B`` numbers, ``T B`` flags, and twice the result
+    With T checkpoints, buffers of B elements and reads of r bytes it holds ``(2 T + 6) r`` bytes of rows (the tile
+    being multiplied, the next one, and rows on their way), ``(1 + open parts) T B`` numbers, and twice the result
     ``units T^2 x 8``. All of it is counted above what the process holds before, on the host.
 
     Args:
@@ -105,8 +108,11 @@ def plan_of(
     buffers = max((_buffers(one, copies, exact, on_cpu) for one in layouts), default=0)
     fixed = OVERHEAD + buffers + 2 * result
 
-    def held(read: int) -> int:  # rows of two tiles, never more than there is
-        return min(2 * copies * min(read, largest), copies * total)
+    def ring(read: int) -> int:  # rows of two tiles, never more than there is
+        return min(ring_bytes(copies, min(read, largest)), copies * total + 64 * len(layouts))
+
+    def held(read: int) -> int:  # and what the reading thread's allocator keeps of rows on their way
+        return ring(read) + ROWS * min(read, largest)
 
     least = fixed + held(LEAST_READ)
     if tile is not None:
@@ -116,7 +122,7 @@ def plan_of(
         least = fixed + held(read)
     else:
         room = (max(DEFAULT_BUDGET, least) if budget is None else budget) - fixed
-        read = READ if held(READ) <= room else min(READ, max(LEAST_READ, room // (2 * copies)))
+        read = READ if held(READ) <= room else min(READ, max(LEAST_READ, (room - 128) // (2 * copies + ROWS)))
     if budget is not None and budget < least:
         raise InvalidInput(
             explain(
@@ -129,7 +135,7 @@ def plan_of(
     parameters = sum(one.numel for one in layouts)
     return GramPlan(
         read_bytes=min(read, largest) if largest else read,
-        capacity=held(read),
+        capacity=ring(read),
         peak_bytes=fixed + held(read),
         least_bytes=least,
         total_bytes=copies * total,
@@ -141,10 +147,10 @@ def plan_of(
 
 
 def _buffers(one: Layout, copies: int, exact: bool, on_cpu: bool) -> int:
-    """Bytes of the blocks of one tensor: an open one for each of its parts, their differences, and the flags."""
+    """Bytes of the blocks of one tensor: an open one for each of its parts, and their differences."""
     if not on_cpu:
         return 0
     length = buffer_length(one)
     width = 8 if exact or one.dtype == torch.float64 else 4
     tail = min(BLOCK, length) * 8
-    return copies * (length * ((1 + len(one.labels)) * width + 1) + tail)
+    return copies * (length * (1 + len(one.labels)) * width + tail)

@@ -165,10 +165,9 @@ def run_tasks(
             if partial is None:
                 products, count = task.products(), 0
                 for _ in range(len(task.tiles())):
-                    tile, tensors = next(rows)
-                    products.add(tensors, tile.start, tile.stop)
-                    count += sum(row.numel() * row.itemsize for row in tensors)
-                    del tensors
+                    tile, points = next(rows)
+                    products.add(points, tile.start, tile.stop)
+                    count += points.numel() * points.itemsize
                     if done:
                         done(tile.bytes)
                 products.finish()

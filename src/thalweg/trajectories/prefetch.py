@@ -6,54 +6,104 @@ from collections import deque
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
+import torch
 from torch import Tensor
 
 from thalweg.errors import StorageError, explain
 from thalweg.trajectories.tiles import Source, Tile
 
+ALIGNED = 64
+
+
+class Ring:
+    """Bytes that are taken and given back in the same order, each share in one piece.
+
+    Example:
+        >>> ring = Ring(256)
+        >>> ring.take(100), ring.take(100), ring.take(100)
+        (0, 128, None)
+        >>> ring.give_back()
+        >>> ring.take(100)
+        0
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.taken: deque[tuple[int, int]] = deque()
+
+    def take(self, count: int) -> int | None:
+        """Return the offset of ``count`` bytes, or None while there is no room."""
+        count = -(-count // ALIGNED) * ALIGNED
+        first = self.taken[0][0] if self.taken else 0
+        last = self.taken[-1][1] if self.taken else 0
+        if self.taken and last <= first:  # it has come round: the room is between
+            offset = last if first - last >= count else None
+        elif self.size - last >= count:
+            offset = last
+        else:
+            offset = 0 if self.taken and first >= count else None
+        if offset is not None:
+            self.taken.append((offset, offset + count))
+        return offset
+
+    def give_back(self) -> None:
+        """Give back what was taken first."""
+        self.taken.popleft()
+
+
+def ring_bytes(copies: int, row_bytes: int) -> int:
+    """Return the bytes of a ring for two tiles of ``copies`` rows."""
+    return 2 * -(-copies * row_bytes // ALIGNED) * ALIGNED
+
 
 def prefetch(
     source: Source, wanted: Sequence[Tile], capacity: int, *, readers: int = 1
-) -> Generator[tuple[Tile, list[Tensor]], None, None]:
-    """Yield each tile with its rows, one row a checkpoint, while threads read the following ones.
+) -> Generator[tuple[Tile, Tensor], None, None]:
+    """Yield each tile with its rows, ``(checkpoints, elements)``, while threads read the following ones.
 
-    A tile counts against ``capacity`` from the moment its reading begins until the next one is asked for, so that
-    never more than ``capacity`` bytes of rows exist (or one tile, if that is more). Whoever asks must drop the rows.
+    The rows lie in one buffer of ``capacity`` bytes that is used again and again, so that neither the speed of the disk
+    nor the allocator decides how much memory is taken. A tile's rows are valid until the next one is asked for.
 
     Args:
         source: Where to read.
         wanted: The tiles, in the order in which they are yielded.
-        capacity: Bytes that may be held or under way.
+        capacity: Bytes of the buffer; it is made larger if a single tile needs more.
         readers: Threads. With more than one, the rows of a tile are shared among them, and ``source.read`` must allow
             to be called by several threads.
 
     Raises:
         StorageError: A row came back shorter or longer than asked for. What ``source.read`` raises comes through.
     """
+    largest = max((tile.bytes for tile in wanted), default=0)
+    total = sum(-(-tile.bytes // ALIGNED) * ALIGNED for tile in wanted)
+    ring = Ring(max(min(capacity, total), -(-largest // ALIGNED) * ALIGNED))
+    buffer = torch.empty(ring.size, dtype=torch.uint8)
     pool = ThreadPoolExecutor(readers, thread_name_prefix="thalweg-read")
-    ahead: deque[tuple[Tile, list[Future[list[Tensor]]]]] = deque()
-    held, following = 0, 0
+    ahead: deque[tuple[Tensor, list[Future[None]]]] = deque()
+    following = 0
     try:
         for tile in wanted:
-            while following < len(wanted) and (not ahead or held + wanted[following].bytes <= capacity):
+            while following < len(wanted):
                 new = wanted[following]
-                split = [range(r, new.copies, readers) for r in range(min(readers, new.copies))]
-                ahead.append((new, [pool.submit(_rows, source, new, share) for share in split]))
-                held += new.bytes
+                offset = ring.take(new.bytes)
+                if offset is None:
+                    break
+                rows = buffer[offset : offset + new.bytes].view(new.layout.dtype).view(new.copies, -1)
+                shares = [range(r, new.copies, readers) for r in range(min(readers, new.copies))]
+                ahead.append((rows, [pool.submit(_fill, rows, source, new, share) for share in shares]))
                 following += 1
-            _, futures = ahead.popleft()
-            shares = [future.result() for future in futures]
-            rows = [shares[index % len(shares)][index // len(shares)] for index in range(tile.copies)]
-            del futures, shares
+            rows, futures = ahead.popleft()
+            for future in futures:
+                future.result()
             yield tile, rows
-            del rows
-            held -= tile.bytes
+            ring.give_back()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _rows(source: Source, tile: Tile, indices: range) -> list[Tensor]:
-    return [read(source, tile, index) for index in indices]
+def _fill(rows: Tensor, source: Source, tile: Tile, indices: range) -> None:
+    for index in indices:
+        rows[index].copy_(read(source, tile, index))
 
 
 def read(source: Source, tile: Tile, index: int) -> Tensor:

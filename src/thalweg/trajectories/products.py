@@ -79,30 +79,48 @@ class Products:
         self.open: dict[int, Tensor] = {}
         self.filled = [0] * parts
         self.y = torch.empty(rows, self.length, dtype=self.dtype, device=self.device)
-        self.equal = torch.empty(rows - 1, self.length, dtype=torch.bool, device=self.device)
+        self.equal = np.empty(self.length, dtype=bool)
         self.moments = np.zeros((parts, rows, columns))
         self.unchanged = np.zeros((parts, rows - 1))
         self.bad: dict[int, int] = {}
         self.flops = 0
 
-    def add(self, rows: Sequence[Tensor], start: int, stop: int) -> None:
+    def add(self, rows: Tensor, start: int, stop: int) -> None:
         """Take the elements ``[start, stop)`` of the tensor, one row a checkpoint."""
-        if self.device.type != "cpu":
-            rows = [row.to(self.device, non_blocking=True) for row in rows]
-        for low, high, part in self.layout.cut(start, stop):
+        rows = rows.to(self.device)
+        for part, low, size, index in self._runs(start, stop):
             if part not in self.open:
                 shape = (len(self.steps), self.length)
                 self.open[part] = torch.empty(shape, dtype=self.dtype, device=self.device)
-            while low < high:
+            done = 0
+            while done < size:
                 at = self.filled[part]
-                count = min(high - low, self.length - at)
-                buffer = self.open[part]
-                for index, row in enumerate(rows):
-                    buffer[index, at : at + count].copy_(row[low : low + count])
+                count = min(size - done, self.length - at)
+                buffer = self.open[part][:, at : at + count]
+                if index is None:
+                    buffer.copy_(rows[:, low + done : low + done + count])
+                else:
+                    buffer.copy_(rows.index_select(1, index[done : done + count]))
                 self.filled[part] += count
-                low += count
+                done += count
                 if self.filled[part] == self.length:
                     self._multiply(part)
+
+    def _runs(self, start: int, stop: int) -> Iterator[tuple[int, int, int, Tensor | None]]:
+        """Yield ``(part, start, length, places)`` of what ``[start, stop)`` holds, counted from ``start``.
+
+        Where parts alternate in short runs, as in a matrix with its inputs first, their places are collected, since
+        copies of single runs would take longer than the products. The order of a part's elements is the same.
+        """
+        pieces = list(self.layout.cut(start, stop))
+        if len(pieces) < 8 or (stop - start) // len(pieces) >= BLOCK:
+            yield from ((part, low, high - low, None) for low, high, part in pieces)
+            return
+        for part in range(len(self.layout.labels)):
+            mine = [torch.arange(low, high, device=self.device) for low, high, p in pieces if p == part]
+            if mine:
+                index = torch.cat(mine)
+                yield part, 0, len(index), index
 
     def finish(self) -> None:
         """Take what is left in blocks that are not full."""
@@ -124,9 +142,7 @@ class Products:
         self.moments[part] += product
         if self.last is None:  # squares on the coarse grid of a short type round alike: this sum errs the most
             self.moments[part, 0, 0] += float(x[0].double().square().sum()) - product[0, 0]
-        equal = self.equal[:, :count]
-        torch.eq(x[1:], x[:-1], out=equal)
-        self.unchanged[part] += _counts(equal) - skipped
+        self.unchanged[part] += self._equal(x) - skipped
 
     def _product(self, x: Tensor) -> np.ndarray:
         count = x.shape[1]
@@ -153,6 +169,17 @@ class Products:
             with full_precision():
                 sums += torch.bmm(blocks, blocks[:, first:].transpose(1, 2)).double().sum(0)
         return np.asarray(sums.cpu().numpy())
+
+    def _equal(self, x: Tensor) -> np.ndarray:
+        """Count the elements that neighbours have in common."""
+        if self.device.type != "cpu":
+            return np.asarray((x[1:] == x[:-1]).sum(1).double().cpu().numpy())
+        flags, array = self.equal[: x.shape[1]], x.numpy()
+        found = np.empty(len(array) - 1)
+        for row in range(len(found)):  # one row at a time stays in the fastest cache
+            np.equal(array[row + 1], array[row], out=flags)
+            found[row] = np.count_nonzero(flags)
+        return found
 
     def _clean(self, x: Tensor) -> int:
         """Zero the elements that are not finite somewhere; return how many there were."""
@@ -199,9 +226,3 @@ def full_precision() -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
-
-
-def _counts(flags: Tensor) -> np.ndarray:
-    if flags.device.type == "cpu":
-        return np.array([np.count_nonzero(row) for row in flags.numpy()], dtype=np.float64)
-    return np.asarray(flags.sum(1).double().cpu().numpy())

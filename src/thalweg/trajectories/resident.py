@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from thalweg.errors import InvalidInput, explain
@@ -15,6 +16,8 @@ from thalweg.trajectories.products import Products
 from thalweg.trajectories.tiles import Layout, PartsOf, Source, Tile, layout
 
 Checkpoint = dict[str, Tensor]
+CHUNK = 2**16
+"""Elements of the rows that are laid side by side at a time."""
 
 
 def checkpoint_reads(checkpoints: int, resident: int) -> int:
@@ -96,7 +99,9 @@ def resident_sums(
         moments, same = [], []
         for one in layouts:
             products = Products([source.steps[i] for i in indices], one, exact=exact, last=last)
-            products.add([point[one.name] for point in points], 0, one.numel)
+            for start in range(0, one.numel, CHUNK):
+                stop = min(start + CHUNK, one.numel)
+                products.add(torch.stack([point[one.name][start:stop] for point in points]), start, stop)
             products.finish()
             moments.append(products.moments)
             same.append(products.unchanged)
