@@ -13,7 +13,7 @@ from thalweg.errors import RunFolderError, StorageError, explain
 from thalweg.runs.files import TEMPORARY, inside, storing
 from thalweg.runs.manifest import Manifest, not_a_run, read_manifest
 
-OURS = ("manifest.json", "metrics.sqlite", "lock", "checkpoints", "state", "analyses", "report.html")
+OURS = ("manifest.json", "metrics.sqlite", "lock", "checkpoints", "sketches", "state", "analyses", "report.html")
 """What a run folder may hold. Only these are ever deleted, and only beside a manifest of ours."""
 
 
@@ -130,6 +130,11 @@ class RunFolder:
         return self.root / "checkpoints"
 
     @property
+    def sketches(self) -> Path:
+        """``sketches/``, of a recorder that keeps projections."""
+        return self.root / "sketches"
+
+    @property
     def state(self) -> Path:
         """``state/``."""
         return self.root / "state"
@@ -149,7 +154,7 @@ class RunFolder:
 
     def check_links(self) -> None:
         """Raise where a file or folder of the run is a link that leads out of it."""
-        for path in (self.manifest, self.metrics, self.checkpoints, self.state):
+        for path in (self.manifest, self.metrics, self.checkpoints, self.sketches, self.state):
             inside(self.root, path)
 
 

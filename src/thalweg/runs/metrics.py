@@ -108,13 +108,23 @@ class MetricsWriter:
                     run(statement)
                 run("INSERT INTO meta VALUES ('schema', ?)", (str(SCHEMA),))
             check_schema(self._connection, self.path)
-            for name, v in self._variables.items():
-                run(
-                    "INSERT INTO variables (name, place, dims, units, long_name) VALUES (?, ?, ?, ?, ?) "
-                    "ON CONFLICT (name) DO UPDATE SET place = excluded.place, dims = excluded.dims, "
-                    "units = excluded.units, long_name = excluded.long_name",
-                    (name, v.place, v.dim or "", v.units, v.long_name),
-                )
+            self._add(self._variables)
+
+    def announce(self, variables: Mapping[str, Variable]) -> None:
+        """Add columns to those that were given at the start."""
+        with storing(self.path), _Transaction(self._connection):
+            self._add(variables)
+        self._variables |= variables
+
+    def _add(self, variables: Mapping[str, Variable]) -> None:
+        run = self._connection.execute
+        for name, v in variables.items():
+            run(
+                "INSERT INTO variables (name, place, dims, units, long_name) VALUES (?, ?, ?, ?, ?) "
+                "ON CONFLICT (name) DO UPDATE SET place = excluded.place, dims = excluded.dims, "
+                "units = excluded.units, long_name = excluded.long_name",
+                (name, v.place, v.dim or "", v.units, v.long_name),
+            )
         self._ids: dict[str, int] = dict(run("SELECT name, id FROM variables").fetchall())
 
     def write(self, step: int, values: Mapping[str, Value], events: Iterable[Event] = ()) -> None:

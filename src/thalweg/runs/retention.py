@@ -118,4 +118,4 @@ def _whole(name: str, value: object) -> None:
 
 
 def _bad(name: str, value: object, remedy: str) -> InvalidInput:
-    return InvalidInput(explain(f"{name} is {value!r}", "it says which steps are recorded", remedy))
+    return InvalidInput(explain(f"{name}={value!r} is out of range", "it says which steps are recorded", remedy))
