@@ -150,6 +150,8 @@ class TrajectoryMap:
 
     def table(self, group: str = WHOLE) -> MeasureTable:
         """Return the numbers of a group, each beside its null values."""
+        if group in self._tables:
+            return self._tables[group]
         floor, notes = self.precision(group), []
         if floor.below.any():
             notes.append(
@@ -158,7 +160,7 @@ class TrajectoryMap:
             )
         if self.sketch is not None:
             notes.append(f"Estimates from {self.sketch:,} projections: cosines to about {self.sketch**-0.5:.3f}.")
-        return measure(
+        self._tables[group] = measure(
             self.path(group),
             group=group,
             anchor=self.anchor,
@@ -168,6 +170,7 @@ class TrajectoryMap:
             found=self.complexity(group),
             notes=tuple(notes),
         )
+        return self._tables[group]
 
     @cached_property
     def data(self) -> xr.Dataset:
@@ -181,6 +184,10 @@ class TrajectoryMap:
         from thalweg.trajectories.figure import overview
 
         return overview(self, group)
+
+    @cached_property
+    def _tables(self) -> dict[str, MeasureTable]:
+        return {}
 
     @cached_property
     def _measured(self) -> dict[str, Complexity]:
@@ -266,9 +273,11 @@ def trajectory_map(
             )
         )
     sketch = getattr(source, "sketch", None)
+    points = getattr(source, "points", None)  # mean squares over the path: some tensors start at zero
+    squares = np.maximum(points() if callable(points) else source.m, 0.0)
     left_out = sum(one.elements for one in getattr(source, "bad", ()))
     return TrajectoryMap(
-        paths={name: _path(source, steps, at) for name, at in members.items()},
+        paths={name: _path(source, steps, at, squares) for name, at in members.items()},
         anchor=anchor % len(steps),
         weighting=weights,
         lags=None if lags is None else tuple(lags),
@@ -280,11 +289,10 @@ def trajectory_map(
     )
 
 
-def _path(source: Any, steps: Ints, at: Ints) -> Kernels:
+def _path(source: Any, steps: Ints, at: Ints, squares: Floats) -> Kernels:
     """Sum the tensors of a group; rounding adds up as the squares of what it is on each."""
     q = np.asarray(source.quantum, dtype=np.float64)[at]
-    points = getattr(source, "points", None)  # mean squares over the path: some tensors start at zero
-    square = np.maximum(points() if callable(points) else source.m, 0.0)[at]
+    square = squares[at]
     total = float(square.sum())
     rounding = float(np.sqrt((q**2 * square).sum() / total)) if total > 0 else float(q.max(initial=0.0))
     return Kernels(
