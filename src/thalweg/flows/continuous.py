@@ -3,19 +3,18 @@ r"""The central flow as the differential equation that it is, in long steps of a
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from thalweg.errors import NonFinite, explain
 from thalweg.flows.central import CentralMap, _between
-from thalweg.flows.frames import oscillation
 from thalweg.flows.laws import LIMIT, Law
+from thalweg.flows.pieces import Piece
 from thalweg.flows.process import Frame
 from thalweg.flows.settings import CAREFUL, FAR, FIRST, FlowSettings
-from thalweg.flows.stabilised import Point, along, chebyshev_step, error_estimate, hermite, stages_for
-from thalweg.flows.subspace import Critical, Reaction, push, react, turned_rows
+from thalweg.flows.stabilised import Point, along, chebyshev_step, error_estimate, stages_for
+from thalweg.flows.subspace import Critical, Reaction, entry, push, react, turned_rows
 from thalweg.operators.packing import smat
 from thalweg.problem import Problem
 from thalweg.rules import State
@@ -27,37 +26,6 @@ FIRST_STEP = 0.25
 STEADY = 0.25
 """An oscillation that changes by less from step to step is drawn on a line; otherwise it may have leapt."""
 ONE = torch.ones((), dtype=torch.float64)
-
-
-@dataclass(frozen=True)
-class Piece:
-    """One accepted step: states and velocities at its ends, and the mean oscillation between them.
-
-    ``move`` is how far the weights go; ``after`` the curvature of the critical subspace at the end;
-    ``trend`` by how much X changes in a unit of time, from the step before to this one.
-    """
-
-    begin: float
-    length: float
-    ends: tuple[Point, Point]
-    slopes: tuple[Point, Point]
-    losses: tuple[float, float]
-    gradients: tuple[Tensor, Tensor]
-    move: float
-    block: Critical | None
-    reaction: Reaction | None
-    after: Tensor | None
-    trend: Tensor | None
-
-    @property
-    def middle(self) -> float:
-        """Time in the middle, to which the mean over the step belongs."""
-        return self.begin + self.length / 2
-
-    @property
-    def end(self) -> float:
-        """Time at the end."""
-        return self.begin + self.length
 
 
 class CentralFlow(CentralMap):
@@ -148,7 +116,8 @@ class CentralFlow(CentralMap):
         for piece in pieces:
             while self._due < piece.end:
                 share = (self._due - begin) / self.span
-                frame = self._frame(piece, float(self._due), before)
+                since = clock - begin + self._due
+                frame = piece.frame(self.law, float(self._due), self._state(since, piece.at(self._due)), before)
                 self._ready.append(_between(frame, before, fresh, share, watched))
                 self._due += 1
         self._choose_span(error, before, fresh)
@@ -178,7 +147,7 @@ class CentralFlow(CentralMap):
             reaction = None
             if block is not None:
                 after = self._state(clock + h, new)
-                enters = self._entry(here, metric, after, new[0] - y[0])
+                enters = entry(here, metric, self.law.metric(after), new[0] - y[0], self.start)
                 if soon == math.inf and self.settings.shortest <= enters * h <= h - self.settings.shortest:
                     soon = enters * h  # what it is after must not be averaged with what it is before
                     continue
@@ -234,26 +203,6 @@ class CentralFlow(CentralMap):
             None if block is None else moved,
             trend,
         )
-
-    def _entry(self, block: Critical, metric: Tensor, after: State, move: Tensor) -> float:
-        """Share of a step after which a direction that does not oscillate comes to the limit; 1 if none does."""
-        slack = [LIMIT * block.in_metric(metric) - block.A]
-        moved = block.A + smat((block.D @ move).to("cpu", torch.float64))
-        slack.append(LIMIT * block.in_metric(self.law.metric(after)) - moved)
-        if self.start is not None:
-            values, basis = torch.linalg.eigh(self.start)
-            rest = basis[:, values <= 1e-6 * values[-1].clamp_min(0.0)]
-            slack = [rest.T @ part @ rest for part in slack]
-        if not len(slack[0]):
-            return 1.0
-        low, high = 0.0, 1.0
-        if float(torch.linalg.eigvalsh(slack[1])[0]) >= 0 or float(torch.linalg.eigvalsh(slack[0])[0]) <= 0:
-            return 1.0
-        for _ in range(30):
-            middle = (low + high) / 2
-            least = float(torch.linalg.eigvalsh((1 - middle) * slack[0] + middle * slack[1])[0])
-            low, high = (middle, high) if least > 0 else (low, middle)
-        return high
 
     def _correct(
         self,
@@ -375,29 +324,6 @@ class CentralFlow(CentralMap):
         """On the grid; whole units where it is longer than one."""
         span = max(span, self.settings.shortest)
         return math.floor(span * GRID) / GRID if span < 2 else float(math.floor(span))
-
-    def _frame(self, piece: Piece, time: float, known: Tensor) -> Frame:
-        """The flow within a step, interpolated between its ends."""
-        s, h = (time - piece.begin) / piece.length, piece.length
-        (y, new), (slope, end_slope) = piece.ends, piece.slopes
-        point = y if s == 0 else hermite(s, h, y, new, slope, end_slope)
-        (value, end_value), (gradient, end_gradient) = piece.losses, piece.gradients
-        if s > 0:
-            rates = [[torch.dot(g, f[0])] for g, f in ((gradient, slope), (end_gradient, end_slope))]
-            ends = [[torch.tensor(v, dtype=torch.float64)] for v in (value, end_value)]
-            value = float(hermite(s, h, ends[0], ends[1], rates[0], rates[1])[0])
-            gradient = (1 - s) * gradient + s * end_gradient
-        clock = float(self.state["step"]) - self.time + time
-        metric = self.law.metric(self._state(clock, point))
-        block = piece.block
-        if block is not None:
-            block = Critical(block.U, block.A, block.D)
-            block.move(point[0] - y[0])
-        reaction = piece.reaction
-        if reaction is not None and piece.trend is not None:
-            X = reaction.solution.X + (time - piece.middle) * piece.trend
-            reaction = replace(reaction, solution=replace(reaction.solution, X=X))
-        return oscillation(time, point[0], value, gradient, metric, self.law, block, reaction, known)
 
     def _snapshot(self) -> dict[str, Tensor]:
         numbers = [self.length, self.span, self.path, self._climb, float(self._begun), float(self._due), self._middle]

@@ -54,7 +54,7 @@ def coefficients(stages: int) -> Coefficients:
 
     Example:
         >>> [round(coefficients(s).interval, 1) for s in (2, 5, 10)]
-        [2.0, 15.7, 64.5]
+        [2.0, 15.7, 64.7]
     """
     w0 = 1 + DAMPING / stages**2
     value, first, second = [1.0, w0], [0.0, 1.0], [0.0, 0.0]  # Chebyshev polynomials at w0 and their derivatives

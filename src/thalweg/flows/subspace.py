@@ -144,6 +144,34 @@ def push(
     return penalty, squares
 
 
+def entry(block: Critical, metric: Tensor, ahead: Tensor, move: Tensor, X: Tensor | None) -> float:
+    """Return the share of a step after which a direction that does not oscillate comes to the limit; 1 if none does.
+
+    Args:
+        block: The critical subspace at the start.
+        metric: ``P`` there.
+        ahead: ``P`` at the end.
+        move: Of the weights, shape ``(P,)``.
+        X: The present oscillation, or None.
+    """
+    moved = block.A + smat((block.D @ move).to("cpu", torch.float64))
+    slack = [LIMIT * block.in_metric(metric) - block.A, LIMIT * block.in_metric(ahead) - moved]
+    if X is not None:
+        values, basis = torch.linalg.eigh(X)
+        rest = basis[:, values <= 1e-6 * values[-1].clamp_min(0.0)]
+        slack = [rest.T @ part @ rest for part in slack]
+    if not len(slack[0]):
+        return 1.0
+    low, high = 0.0, 1.0
+    if float(torch.linalg.eigvalsh(slack[1])[0]) >= 0 or float(torch.linalg.eigvalsh(slack[0])[0]) <= 0:
+        return 1.0
+    for _ in range(30):
+        middle = (low + high) / 2
+        least = float(torch.linalg.eigvalsh((1 - middle) * slack[0] + middle * slack[1])[0])
+        low, high = (middle, high) if least > 0 else (low, middle)
+    return high
+
+
 def turned_rows(rows: Tensor, turn: Tensor) -> Tensor:
     """Return rows of ``D`` in the basis ``U turn'``: what ``smat(D v)`` becomes is ``turn smat(D v) turn'``."""
     units = torch.eye(len(rows), dtype=turn.dtype)
