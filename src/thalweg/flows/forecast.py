@@ -21,6 +21,7 @@ from thalweg.flows.process import Discrete, Process
 from thalweg.flows.reference import CentralReference, Euler
 from thalweg.flows.registry import law_of
 from thalweg.flows.result import FlowResult
+from thalweg.flows.rod import RodFlow
 from thalweg.flows.saving import Keeper, identity
 from thalweg.flows.settings import FlowSettings, Settings
 from thalweg.flows.stable import StableFlow
@@ -28,7 +29,7 @@ from thalweg.problem import Problem
 from thalweg.rules import Rule, State
 from thalweg.runs.meter import Meter, Silent
 
-PROCESSES = ("discrete", "midpoint", "central", "stable", "edge")
+PROCESSES = ("discrete", "midpoint", "central", "stable", "edge", "rod")
 
 MEMORY = (
     "The rule averages gradients, and self-stabilisation is delayed by its memory: averages are predicted less well "
@@ -76,8 +77,8 @@ def central_flow(
             length one. ``"reference"``: Euler substeps of the equation with fresh derivatives, slow; with many of
             them it comes to the flow.
         settings: `Settings` of the map, `FlowSettings` of the flow, or `Euler` for the reference.
-        processes: Which run: any of ``discrete``, ``midpoint``, ``central``, ``stable``, and ``edge`` (gradient
-            descent only). ``central`` always does.
+        processes: Which run: any of ``discrete``, ``midpoint``, ``central``, ``stable``, and ``edge`` and ``rod``
+            (gradient descent only). ``central`` always does.
         observables: Functions of flat weights to follow too, by name, such as ``{"test_loss": test_problem.value}``.
             Each is evaluated once per process and twice per direction that oscillates, at each time.
         meter: Shown each time.
@@ -173,6 +174,8 @@ def central_flow(
         running["stable"] = StableFlow(problem, law, w, state)
     if "edge" in processes:
         running["edge"] = EdgeFlow(problem, law, w, state)
+    if "rod" in processes:
+        running["rod"] = RodFlow(problem, law, w, state)
     meter = meter or Silent()
     rows: list[dict[str, Any]] = []
     notes: list[str] = []

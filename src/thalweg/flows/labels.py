@@ -36,9 +36,9 @@ def row_of(frames: dict[str, Frame], start: Tensor) -> dict[str, Any]:
         for key in ("loss", "squared_gradient"):
             if key in frame.values:
                 row[f"{key}_{name}"] = frame.values[key]
-    if "edge" in frames:
+    for name in (name for name in ("edge", "rod") if name in frames):
         for key in ("predicted_loss", "amplitude", "effective_sharpness"):
-            row[f"{key}_edge"] = frames["edge"].values[key]
+            row[f"{key}_{name}"] = frames[name].values[key]
     for key in ("predicted_loss", "predicted_squared_gradient", "critical", "total_variance"):
         row[key] = central.values[key]
     row["residual"] = central.values.get("residual", 0.0)
@@ -80,6 +80,9 @@ def dataset_of(rows: list[dict[str, Any]], followed: Sequence[str] = ()) -> xr.D
         "predicted_loss_edge": ("loss", "mean of the loss at both walls of the edge flow"),
         "amplitude_edge": ("weight", "amplitude of the oscillation along the direction of the edge flow"),
         "effective_sharpness_edge": ("1", "secant curvature between the walls times the learning rate"),
+        "predicted_loss_rod": ("loss", "mean of the loss at both ends of the rod"),
+        "amplitude_rod": ("weight", "half the length of the rod"),
+        "effective_sharpness_rod": ("1", "secant curvature between the ends of the rod times the learning rate"),
     }
     variables: dict[str, Any] = {}
     for key in {key: None for row in rows for key in row if key != "time"}:

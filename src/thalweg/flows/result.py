@@ -178,14 +178,10 @@ class FlowResult:
         line(1, 1, self.data["loss_central"].values, "at the central flow", line={"color": "#2471a3", "dash": "dot"})
         if "loss_stable" in self.data:
             line(1, 1, self.data["loss_stable"].values, "stable flow", line={"color": "#7d8c2f", "dash": "dash"})
-        if "predicted_loss_edge" in self.data:
-            line(
-                1,
-                1,
-                self.data["predicted_loss_edge"].values,
-                "edge flow, mean of both walls",
-                line={"color": "#8e44ad"},
-            )
+        for name, color in (("edge", "#8e44ad"), ("rod", "#117a65")):
+            if f"predicted_loss_{name}" in self.data:
+                values = self.data[f"predicted_loss_{name}"].values
+                line(1, 1, values, f"{name} flow, mean of both ends", line={"color": color})
         for i in range(self.data.sizes["eigenvalue"]):
             values = self.data["effective_eigenvalues"].values[:, i]
             line(1, 2, values, f"eigenvalue {i + 1}", showlegend=False)
@@ -196,7 +192,7 @@ class FlowResult:
         if "measured_variance" in self.data:
             measured = self._column("measured_variance").fillna(0).sum("eigenvalue").values
             line(2, 1, gaussian_filter1d(measured, sigma), "measured, all directions, smoothed", line={"color": "#444"})
-        for name in ("central", "stable", "midpoint", "edge"):
+        for name in ("central", "stable", "midpoint", "edge", "rod"):
             if f"distance_{name}" in self.data:
                 line(2, 2, self.data[f"distance_{name}"].values, f"to {name}")
         figure.update_xaxes(title_text="time (steps)")
