@@ -137,13 +137,15 @@ def _numbers(found: MeasureTable) -> str:
 def _labels(marks: Hallmarks | None) -> str:
     if marks is None or not marks.marks:
         return ""
-    rows = [
-        (mark.label, f"{mark.first:,} to {mark.last:,}", "; ".join(map(str, mark.evidence))) for mark in marks.marks
-    ]
+    rows = "".join(
+        f"<li><strong>{html.escape(mark.label)}</strong>, steps {mark.first:,} to {mark.last:,}: "
+        f"{html.escape('; '.join(map(str, mark.evidence)))}</li>"
+        for mark in marks.marks
+    )
     return (
         '<section aria-labelledby="trajectory-labels"><h2 id="trajectory-labels">Hallmarks</h2>'
         "<p>What stretches of the path look like, each with all that its label rests on. Conditions and thresholds are "
-        f"proposals, and none is a judgement of the run.</p>{table(('label', 'steps', 'evidence'), rows)}</section>"
+        f"proposals, and none is a judgement of the run.</p><ul>{rows}</ul></section>"
     )
 
 

@@ -77,7 +77,8 @@ class Evidence:
     wanted: str
 
     def __str__(self) -> str:
-        return f"{self.what} {self.value:.6g} ({self.wanted})"
+        value = f"{self.value:,.0f}" if abs(self.value) >= 1e4 else f"{self.value:.4g}"
+        return f"{self.what} {value} ({self.wanted})"
 
 
 @dataclass(frozen=True)
