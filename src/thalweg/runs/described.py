@@ -47,6 +47,7 @@ def describe(
     if isinstance(model, Problem):
         problem |= {"samples": model.samples, "summary": repr(model)}
     rule: dict[str, Any] = {"type": "unknown"}
+    optimizer = bare(optimizer)
     if optimizer is not None:
         groups = [{key: v for key, v in group.items() if key != "params"} for group in optimizer.param_groups]
         rule = {"type": f"torch.optim.{type(optimizer).__name__}", "groups": plain(groups)}
@@ -76,8 +77,16 @@ def in_words(optimizer: torch.optim.Optimizer | None) -> str:
     """
     if optimizer is None:
         return "an optimizer that was not told"
+    optimizer = bare(optimizer) or optimizer
     group = optimizer.param_groups[0]
     shown = {"lr": "learning rate", "momentum": "momentum", "betas": "betas", "weight_decay": "weight decay"}
     return ", ".join(
         [type(optimizer).__name__, *(f"{words} {plain(group[key])}" for key, words in shown.items() if group.get(key))]
     )
+
+
+def bare(optimizer: torch.optim.Optimizer | None) -> torch.optim.Optimizer | None:
+    """Return what is inside an optimizer that wraps another one, as those of accelerate and Lightning do."""
+    while isinstance(inner := getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
+        optimizer = inner
+    return optimizer
