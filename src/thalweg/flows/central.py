@@ -3,25 +3,21 @@ r"""The central flow in map mode: the rule's own step, plus the penalty on curva
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from thalweg.errors import NonFinite, NotConverged, explain
 from thalweg.flows.frames import oscillation
 from thalweg.flows.laws import LIMIT, Law
-from thalweg.flows.process import Frame, Process
-from thalweg.flows.settings import BOLD, CAREFUL, FAR, FIRST, LOOSE, LOST, Settings
-from thalweg.flows.subspace import Critical, react, refuse_unstable
-from thalweg.operators import hessian, preconditioned
-from thalweg.operators.third import third_derivative
+from thalweg.flows.process import Frame
+from thalweg.flows.segmented import Segmented, between
+from thalweg.flows.settings import BOLD, CAREFUL, FAR, FIRST, Settings
+from thalweg.flows.subspace import Critical, react
 from thalweg.problem import Problem
 from thalweg.rules import State
-from thalweg.spectra import Eigenpairs, EigenTracker
 
 
-class CentralMap(Process):
+class CentralMap(Segmented):
     r"""``w' = w - P^{-1} [ g + 1/2 grad <H, Sigma> ]``, ``s' = F(s, g g' + H Sigma H)``, Sigma from complementarity.
 
     Away from the edge of stability this is the rule itself. Time is cut into segments. At the start of each the
@@ -33,35 +29,10 @@ class CentralMap(Process):
     Source: arXiv 2410.24206 (the flow); the step of the map and the segments are our own.
     """
 
-    name = "central"
-
     def __init__(self, problem: Problem, law: Law, w: Tensor, state: State, settings: Settings | None = None) -> None:
-        super().__init__(problem, law, w, state)
-        self.settings = settings = settings or Settings()
-        self.tracker = self._new_tracker()
-        self.block: Critical | None = None
-        self.leading: Tensor | None = None
-        self.start: Tensor | None = None
+        super().__init__(problem, law, w, state, settings or Settings())
         self.interval = 1
-        self.rejected = 0
-        self.excess = 0.0
-        self._rate = 0.0
-        self.looks: list[tuple[float, float]] = []
         self._squares: Tensor | None = None
-        self._ready: list[Frame] = []
-        self._here: tuple[float, Tensor] | None = None
-        self._resume: dict[str, Tensor] = {}
-        self._emitted = 0
-
-    def _new_tracker(self) -> EigenTracker:
-        return EigenTracker(1, threshold=self.settings.candidate / LIMIT, max_k=self.settings.max_critical + 1)
-
-    def step(self) -> Frame:
-        """Return the next frame; a segment of them is computed where none is left."""
-        if not self._ready:
-            self._segment()
-        self._emitted += 1
-        return self._ready.pop(0)
 
     def _segment(self) -> None:
         """Compute frames until fresh eigenvalues accept them."""
@@ -91,7 +62,7 @@ class CentralMap(Process):
                 self._judge(fresh)
                 watching = 0 if block is None else block.count
                 self._ready = [
-                    _between(f, before, fresh, i / self.interval, watching) for i, f in enumerate(self._ready)
+                    between(f, before, fresh, i / self.interval, watching) for i, f in enumerate(self._ready)
                 ]
                 self._choose_interval(error, before, fresh)
                 return
@@ -116,31 +87,6 @@ class CentralMap(Process):
             (self.w, self.state), self._here = trail[self.interval - 1], None
             fresh, metric = self._refresh(may_return=self.interval > 1)
         return fresh, metric
-
-    @property
-    def _past(self) -> float:
-        """An eigenvalue above this has passed the limit without having been watched."""
-        return LIMIT + 2 * self.settings.tolerance
-
-    def _judge(self, fresh: Tensor) -> None:
-        """Refuse to go on where even steps of one unit lose the limit, or more is critical than is followed."""
-        self.excess = max(self.excess, float(fresh[0]) - LIMIT)
-        if self.excess > LOST:
-            raise NotConverged(
-                explain(
-                    f"At time {self.time:g} the flow has an effective eigenvalue of {float(fresh[0]):.3g}",
-                    f"the limit is {LIMIT:g}, and the curvature changes by more in one step than its derivative tells",
-                    "Lower the learning rate, or let the rule itself pass this place (warm_start=)",
-                )
-            )
-        if len(fresh) > self.settings.max_critical and float(fresh[-1]) > self.settings.candidate:
-            raise NotConverged(
-                explain(
-                    f"At time {self.time:g} more than {self.settings.max_critical} eigenvalues are critical",
-                    "that is how many directions are followed",
-                    "Raise max_critical, or lower the learning rate",
-                )
-            )
 
     def _one(self) -> Frame:
         """One step of the map."""
@@ -196,79 +142,9 @@ class CentralMap(Process):
             return 0.0
         return 1 - (1 - math.exp(-LIMIT)) / LIMIT
 
-    def _gradient_here(self) -> tuple[float, Tensor]:
-        """Value and gradient at the present point, once."""
-        if self._here is None:
-            self._here = self.gradient(self.w)
-        return self._here
-
     def _metric_here(self, gradient: Tensor) -> Tensor:
         """``P`` at the present point, taking what oscillates to add to the averaged squares what it did last."""
         return self.law.metric(self.law.absorb(self.state, self.law.force(gradient, self.w), self._squares))
-
-    def _refresh(self, first: bool = False, may_return: bool = False) -> tuple[Tensor, Tensor]:
-        """Solve for the leading eigenpairs here, take third derivatives on the critical ones; values and metric.
-
-        With ``may_return`` a point past the limit is only looked at: the caller goes back from it. ``looks`` remembers
-        when eigenvalues were looked at, and what that cost: it pays for the units that follow.
-        """
-        spent = self.ledger.equivalents
-        found = self._look(first, may_return)
-        self.looks.append((self.time, self.ledger.equivalents - spent))
-        return found
-
-    def _look(self, first: bool, may_return: bool) -> tuple[Tensor, Tensor]:
-        with hessian(self.problem, self.w, with_gradient=self._here is None) as curvature:
-            self.ledger.linearisations += 1
-            if curvature.gradient is not None and curvature.value is not None:
-                self._here = float(curvature.value), curvature.gradient
-            value, gradient = self._gradient_here()
-            if not math.isfinite(value):
-                raise NonFinite(
-                    explain(
-                        f"The loss along the flow is {value} at time {self.time:g}",
-                        "the learning rate is too large for this start",
-                        "Lower it, or warm up",
-                    )
-                )
-            metric = self._metric_here(gradient)
-            operator = curvature.shift(self.law.decay) if self.law.decay else curvature
-            effective = preconditioned(operator, metric.to(self.w))
-            pairs = None
-            last = 0.0 if self.leading is None else float(self.leading[0])
-            if last < FAR:  # the error of the value is the square of its vector's
-                self.tracker.tol = max(self.settings.eigen_tol, LOOSE * (1 - last / LIMIT))
-                pairs = self.tracker.update(effective, w=self.w, start=gradient)
-            beyond = may_return and pairs is not None and float(pairs.values[0]) > self._past
-            if pairs is None or (float(pairs.values[0]) >= FAR and not beyond):
-                if first:  # a glance is no start for what must not miss anything
-                    self.tracker = self._new_tracker()
-                self.tracker.tol = self.settings.eigen_tol
-                pairs = self.tracker.update(effective, LIMIT, w=self.w)
-            self.ledger.products += curvature.products
-        fresh = pairs.values.to("cpu", torch.float64)
-        if first:
-            refuse_unstable(float(fresh[0]))
-        if may_return and float(fresh[0]) > self._past:
-            return fresh, metric
-        self.leading = fresh
-        count = int((fresh > self.settings.candidate).sum())
-        known, self.block = self.block, self._critical(pairs, count, metric, gradient) if count else None
-        same = known is not None and self.block is not None and known.count == count and self.start is not None
-        if same and known is not None and self.block is not None and self.start is not None:
-            scaled = known.U * (metric.to(known.U)[:, None] if metric.ndim else metric.to(known.U))
-            turn = (self.block.U.T @ scaled).to("cpu", torch.float64)
-            self.start = turn @ self.start @ turn.T  # the former X in the new basis
-        else:
-            self.start = None
-        return fresh, metric
-
-    def _critical(self, pairs: Eigenpairs, count: int, metric: Tensor, gradient: Tensor) -> Critical:
-        scale = metric.to(self.w).rsqrt()
-        U = pairs.vectors[:, :count] * (scale[:, None] if scale.ndim else scale)
-        third = third_derivative(self.problem, self.w, U, method=self.settings.third, gradient=gradient)
-        self.ledger.gradients += third.gradients
-        return Critical(U, torch.diag(pairs.values[:count].to("cpu", torch.float64)), third.rows)
 
     def _choose_interval(self, error: float, before: Tensor, fresh: Tensor) -> None:
         """Aim at the tolerance, and look out for the next eigenvalue that may become critical."""
@@ -279,47 +155,16 @@ class CentralMap(Process):
             free = self.block is None
             self.interval = min((3 if free else 2) * self.interval, self.settings.max_interval * (3 if free else 1))
         below = fresh[fresh <= self.settings.candidate]
-        shared = min(len(fresh), len(before))
-        found = max(0.0, float((fresh[:shared] - before[:shared]).max()) / elapsed)
-        rate, self._rate = found + max(0.0, found - self._rate) / 2, found  # it may speed up as it did before
+        rate = self._speed(before, fresh, elapsed)
         if len(below) and rate > 0:  # it may rise as fast as the fastest of them has done
             part = BOLD if self.block is None else CAREFUL  # too far costs one look at eigenvalues, or the segment
             self.interval = max(1, min(self.interval, int((LIMIT - float(below[0])) / rate * part)))
 
     def _snapshot(self) -> dict[str, Tensor]:
-        """The start of this segment: it is computed again, to the same bits, after a resume."""
-        state = super().state_dict() | {f"tracker.{k}": t for k, t in self.tracker.state_dict().items()}
-        state["map"] = torch.tensor([self.interval, self.rejected, self.excess, self._rate], dtype=torch.float64)
-        for name, tensor in (("leading", self.leading), ("start", self.start), ("squares", self._squares)):
-            if tensor is not None:
-                state[name] = tensor.clone()
-        if self.block is not None:
-            state |= {"U": self.block.U.clone(), "A": self.block.A.clone(), "D": self.block.D.clone()}
-        return state
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """The start of the present segment, and how much of it was given out."""
-        return (self._resume or self._snapshot()) | {"emitted": torch.tensor(self._emitted)}
+        state = super()._snapshot() | {"interval": torch.tensor(self.interval)}
+        return state if self._squares is None else state | {"squares": self._squares.clone()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Continue where `state_dict` was taken."""
-        super().load_state_dict({k: t for k, t in state.items() if not k.startswith("tracker.")})
-        known = {k.removeprefix("tracker."): t for k, t in state.items() if k.startswith("tracker.")}
-        self.tracker.load_state_dict(known)
-        self.interval, self.rejected = int(state["map"][0]), int(state["map"][1])
-        self.excess, self._rate = float(state["map"][2]), float(state["map"][3])
-        self.leading, self.start, self._squares = state.get("leading"), state.get("start"), state.get("squares")
-        self.block = Critical(state["U"], state["A"], state["D"]) if "U" in state else None
-        self._here, self._ready = None, []
-        for _ in range(int(state["emitted"])):
-            self.step()
-
-
-def _between(frame: Frame, before: Tensor, after: Tensor, share: float, watched: int) -> Frame:
-    """Fill in eigenvalues that were looked at only at both ends of a segment, on a line."""
-    if frame.eigenvalues is None:
-        return frame
-    shared = min(len(before), len(after), len(frame.eigenvalues))
-    values = frame.eigenvalues.clone()
-    values[watched:shared] = before[watched:shared] * (1 - share) + after[watched:shared] * share
-    return replace(frame, eigenvalues=values)
+        self.interval, self._squares = int(state["interval"]), state.get("squares")
+        super().load_state_dict(state)

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from thalweg.errors import NonFinite, explain
-from thalweg.flows.central import CentralMap, _between
 from thalweg.flows.laws import LIMIT, Law
 from thalweg.flows.pieces import Piece
-from thalweg.flows.process import Frame
+from thalweg.flows.segmented import Segmented, between
 from thalweg.flows.settings import CAREFUL, FAR, FIRST, FlowSettings
 from thalweg.flows.stabilised import Point, along, chebyshev_step, error_estimate, stages_for
 from thalweg.flows.subspace import Critical, Reaction, entry, push, react, turned_rows
@@ -28,7 +27,7 @@ STEADY = 0.25
 ONE = torch.ones((), dtype=torch.float64)
 
 
-class CentralFlow(CentralMap):
+class CentralFlow(Segmented):
     r"""``w' = -P^{-1} [ g + 1/2 grad <H, Sigma> ]``, ``nu' = c (g g' + H Sigma H - nu)``, Sigma from complementarity.
 
     Steps are as long as the accuracy allows, mostly many units of time, by a Runge-Kutta-Chebyshev method whose
@@ -52,18 +51,10 @@ class CentralFlow(CentralMap):
     ) -> None:
         super().__init__(problem, law, w, state, settings or FlowSettings())
         self.length, self.span, self.path = FIRST_STEP, 1.0, 0.0
-        self._climb = 0.0
         self._drift: Tensor | None = None
         self._begun = False
         self._due = 0
         self._middle = 0.0
-
-    def step(self) -> Frame:
-        """Return the next frame; segments are computed until there is one."""
-        while not self._ready:
-            self._segment()
-        self._emitted += 1
-        return self._ready.pop(0)
 
     def _segment(self) -> None:
         """Go on to the next look at eigenvalues, and do it again at half the length where they say so."""
@@ -118,7 +109,7 @@ class CentralFlow(CentralMap):
                 share = (self._due - begin) / self.span
                 since = clock - begin + self._due
                 frame = piece.frame(self.law, float(self._due), self._state(since, piece.at(self._due)), before)
-                self._ready.append(_between(frame, before, fresh, share, watched))
+                self._ready.append(between(frame, before, fresh, share, watched))
                 self._due += 1
         self._choose_span(error, before, fresh)
 
@@ -279,7 +270,7 @@ class CentralFlow(CentralMap):
         """A bound on effective eigenvalues over a segment."""
         assert self.leading is not None
         top = float(self.leading[0])
-        top = max(top, LIMIT) if self.block is not None else min(top + self._climb * span, max(top, LIMIT))
+        top = max(top, LIMIT) if self.block is not None else min(top + self._rate * span, max(top, LIMIT))
         return 1.1 * top + 0.05 + self.law.speed
 
     def _renew(self, elapsed: float, first: bool = False, may_return: bool = False) -> tuple[Tensor, Tensor]:
@@ -307,9 +298,7 @@ class CentralFlow(CentralMap):
         factor = min(most, max(0.5, 0.8 * (self.settings.eigen_error / (error + 1e-12)) ** 0.5))
         span = min(elapsed * factor, longest)
         below = fresh[fresh <= self.settings.candidate]
-        shared = min(len(fresh), len(before))
-        climb = max(0.0, float((fresh[:shared] - before[:shared]).max()) / elapsed)
-        rate, self._climb = climb + max(0.0, climb - self._climb) / 2, climb  # it may speed up as it did before
+        rate = self._speed(before, fresh, elapsed)
         if len(below) and rate > 0:  # it may rise as fast as the fastest of them has done
             room = (LIMIT - float(below[0])) * CAREFUL if self.block is not None else self._target - float(below[0])
             span = min(span, room / rate)
@@ -326,12 +315,12 @@ class CentralFlow(CentralMap):
         return math.floor(span * GRID) / GRID if span < 2 else float(math.floor(span))
 
     def _snapshot(self) -> dict[str, Tensor]:
-        numbers = [self.length, self.span, self.path, self._climb, float(self._begun), float(self._due), self._middle]
+        numbers = [self.length, self.span, self.path, float(self._begun), float(self._due), self._middle]
         state = super()._snapshot() | {"flow": torch.tensor(numbers, dtype=torch.float64)}
         return state if self._drift is None else state | {"drift": self._drift.clone()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Continue where `state_dict` was taken."""
-        self.length, self.span, self.path, self._climb, begun, due, self._middle = state["flow"].tolist()
+        self.length, self.span, self.path, begun, due, self._middle = state["flow"].tolist()
         self._begun, self._due, self._drift = bool(begun), int(due), state.get("drift")
         super().load_state_dict(state)

@@ -258,7 +258,7 @@ def _result(
     return FlowResult(
         data=dataset_of(rows, list(followed)),
         mode=mode,
-        points={name: process.w for name, process in running.items()},
+        points={name: process.point for name, process in running.items()},
         cost={name: process.ledger.equivalents / len(rows) for name, process in running.items()},
         stop=stop,
         notes=tuple(notes),

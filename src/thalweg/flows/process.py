@@ -78,6 +78,11 @@ class Process(ABC):
         self.time = 0.0
         self.ledger = Ledger()
 
+    @property
+    def point(self) -> Tensor:
+        """Weights at the present time, that of the next frame."""
+        return self.w
+
     @abstractmethod
     def step(self) -> Frame:
         """Record where the process is, and advance by one unit of time."""
