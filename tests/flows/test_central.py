@@ -157,6 +157,12 @@ def test_before_the_edge_the_map_is_the_rule_itself():
     torch.testing.assert_close(flow.w, truth.w, rtol=1e-12, atol=1e-14)
 
 
+def test_end_points_are_those_of_the_time_that_was_asked_for():
+    """Segments go on for longer: the first one here for eight units."""
+    flow = central_flow(digits(torch.float64), GradientDescent(lr=0.02), 5)
+    torch.testing.assert_close(flow.points["central"], flow.points["discrete"], rtol=1e-12, atol=1e-14)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("rule", "bounds"),
