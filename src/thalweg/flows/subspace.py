@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -36,9 +37,24 @@ class Critical:
         """Take in the change of curvature that the move ``dw`` of the weights makes."""
         self.A = self.A + smat((self.D @ dw).to("cpu", torch.float64))
 
+    @cached_property
+    def gram(self) -> Tensor:
+        """``U' U``, float64: ``U`` stands still between refreshes, and so does a scalar metric's share of the work."""
+        return _sandwich(self.U, torch.ones((), dtype=torch.float64))
+
+    @cached_property
+    def gram_third(self) -> Tensor:
+        """``D D'``."""
+        return self.D @ self.D.T
+
+    @cached_property
+    def along(self) -> Tensor:
+        """``D U``."""
+        return self.D @ self.U
+
     def in_metric(self, metric: Tensor) -> Tensor:
         """Return ``U' diag(metric) U``, float64."""
-        return _sandwich(self.U, metric)
+        return _sandwich(self.U, metric) if metric.ndim else metric.to("cpu", torch.float64) * self.gram
 
     def eigenvalues(self, metric: Tensor) -> Tensor:
         """Return the eigenvalues of ``P^{-1} H`` within the subspace, descending."""
@@ -100,10 +116,10 @@ def react(
         Unbounded: No oscillation holds the curvature at the limit.
     """
     alpha = LIMIT * block.in_metric(ahead) - block.A - smat((block.D @ move).to("cpu", torch.float64))
-    pushed = _divide(block.D, metric) @ block.D.T
+    scaled = metric.to(block.D)
+    pushed = (block.D / scaled) @ block.D.T if metric.ndim else block.gram_third / scaled
     if damp:
-        along = block.D @ block.U
-        pushed = pushed - damp * (along @ along.T)
+        pushed = pushed - damp * (block.along @ block.along.T)
     beta = 0.5 * gain * penalised * pushed.to("cpu", torch.float64)
     images = LIMIT * _columns(block.U, metric)  # H U on the support of Sigma, where H u = 2 P u
     columns = []
@@ -197,11 +213,6 @@ def refuse_unstable(sharpness: float) -> None:
         )
         error.sharpness = sharpness
         raise error
-
-
-def _divide(vector: Tensor, metric: Tensor) -> Tensor:
-    """``P^{-1} v`` for a vector, or for rows."""
-    return vector / metric.to(vector)
 
 
 def _columns(U: Tensor, metric: Tensor) -> Tensor:
