@@ -23,7 +23,18 @@ LEVELS = {
     "report": 8,
     "cli": 9,
 }
-OPTIONAL = {"sklearn", "datasets", "transformers", "accelerate", "selenium", "pytest", "hypothesis"}
+OPTIONAL = {
+    "sklearn",
+    "datasets",
+    "transformers",
+    "accelerate",
+    "huggingface_hub",
+    "lightning",
+    "ray",
+    "selenium",
+    "pytest",
+    "hypothesis",
+}
 
 
 def modules():

@@ -32,7 +32,9 @@ if TYPE_CHECKING:
     from thalweg.report.page import write_report as write_report
     from thalweg.rules.edge import edge as edge
     from thalweg.runs.loop import train as train
+    from thalweg.runs.recorder import Recorder as Recorder
     from thalweg.runs.run import open_run as open_run
+    from thalweg.runs.sources import trajectory as trajectory
     from thalweg.spectra.critical import critical_sharpness as critical_sharpness
     from thalweg.spectra.critical import relative_critical_sharpness as relative_critical_sharpness
     from thalweg.spectra.density import spectral_density as spectral_density
@@ -48,6 +50,8 @@ if TYPE_CHECKING:
     from thalweg.spectra.lobpcg import LOBPCG as LOBPCG
     from thalweg.spectra.trace import trace as trace
     from thalweg.spectra.tracker import EigenTracker as EigenTracker
+    from thalweg.trajectories.gram import grams as grams
+    from thalweg.trajectories.map import trajectory_map as trajectory_map
 
 __version__ = "0.1.0"
 
@@ -56,6 +60,7 @@ _HOME = {
     "LOBPCG": "spectra",
     "Lanczos": "spectra",
     "Problem": "problem",
+    "Recorder": "runs.recorder",
     "ShardedProblem": "operators.sharded",
     "batch_loss": "problem",
     "batch_sharpness": "spectra",
@@ -73,6 +78,7 @@ _HOME = {
     "from_function": "operators",
     "from_scipy": "operators",
     "gauss_newton": "operators",
+    "grams": "trajectories",
     "hessian": "operators",
     "language_model_loss": "problem",
     "layerwise": "spectra",
@@ -88,6 +94,8 @@ _HOME = {
     "top_eigenpairs": "spectra",
     "trace": "spectra",
     "train": "runs",
+    "trajectory": "runs.sources",
+    "trajectory_map": "trajectories",
     "write_report": "report",
 }
 _MODULES = ("errors", "rules")

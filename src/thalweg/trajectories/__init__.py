@@ -10,22 +10,34 @@ from thalweg.trajectories.gram_sums import combine as combine
 from thalweg.trajectories.gram_tasks import GramTask as GramTask
 from thalweg.trajectories.gram_tasks import run_task as run_task
 from thalweg.trajectories.gram_tasks import tasks as tasks
+from thalweg.trajectories.hallmarks import Thresholds as Thresholds
+from thalweg.trajectories.hallmarks import hallmarks as hallmarks
+from thalweg.trajectories.map import TrajectoryMap as TrajectoryMap
+from thalweg.trajectories.map import trajectory_map as trajectory_map
+from thalweg.trajectories.nulls import Decay as Decay
+from thalweg.trajectories.oscillation import oscillation as oscillation
 from thalweg.trajectories.products import NonFinite as NonFinite
 from thalweg.trajectories.resident import checkpoint_reads as checkpoint_reads
 from thalweg.trajectories.sketch import Sketcher as Sketcher
 
 __all__ = [
+    "Decay",
     "GramPlan",
     "GramTask",
     "Grams",
     "NonFinite",
     "Sketcher",
+    "Thresholds",
+    "TrajectoryMap",
     "checkpoint_reads",
     "combine",
     "extend",
     "gram_plan",
     "grams",
+    "hallmarks",
     "open_grams",
+    "oscillation",
     "run_task",
     "tasks",
+    "trajectory_map",
 ]
