@@ -11,7 +11,7 @@ import torch
 from thalweg.trajectories.gram_plan import GramPlan, gram_plan
 from thalweg.trajectories.gram_store import GramStore, Partial, key_of
 from thalweg.trajectories.prefetch import prefetch
-from thalweg.trajectories.products import Bad, Products
+from thalweg.trajectories.products import Bad, Products, Workspace, buffer_length
 from thalweg.trajectories.tiles import BLOCK, Layout, PartsOf, Source, Tile, layout, tiles
 
 
@@ -55,7 +55,7 @@ class GramTask:
         """Whether it is a whole tensor."""
         return self.start == 0 and self.stop == self.layout.numel
 
-    def products(self) -> Products:
+    def products(self, workspace: Workspace | None = None) -> Products:
         """Return an empty accumulator for it."""
         return Products(
             self.source.steps,
@@ -64,6 +64,7 @@ class GramTask:
             device=torch.device(self.device),
             on_bad=self.on_bad,
             last=self.last,
+            workspace=workspace,
         )
 
     def tiles(self) -> list[Tile]:
@@ -157,13 +158,15 @@ def run_tasks(
     """
     found = [store.load(t.layout.name, t.key) if store and t.whole else None for t in work]
     missing = [task for task, partial in zip(work, found) if partial is None]
-    stream = (
-        prefetch(work[0].source, [t for m in missing for t in m.tiles()], capacity, readers=readers) if work else ()
-    )
-    with closing(iter(stream)) as rows:  # type: ignore[type-var]
+    if not work:
+        return
+    wanted = [tile for task in missing for tile in task.tiles()]
+    on_cpu = torch.device(work[0].device).type == "cpu"
+    workspace = Workspace(max(buffer_length(task.layout, on_cpu=on_cpu) for task in work))
+    with closing(prefetch(work[0].source, wanted, capacity, readers=readers)) as rows:
         for task, partial in zip(work, found):
             if partial is None:
-                products, count = task.products(), 0
+                products, count = task.products(workspace), 0
                 for _ in range(len(task.tiles())):
                     tile, points = next(rows)
                     products.add(points, tile.start, tile.stop)

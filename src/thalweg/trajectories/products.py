@@ -43,6 +43,25 @@ class Bad:
     elements: int
 
 
+class Workspace:
+    """Buffers that serve one tensor after the other, as the allocator would keep those of each size.
+
+    Args:
+        length: Elements of a row of the longest buffer; longer ones are made when they are needed.
+    """
+
+    def __init__(self, length: int = 0) -> None:
+        self.length = length
+        self.held: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}
+
+    def get(self, name: str, rows: int, length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Return ``(rows, length)`` of the buffer called ``name``, with whatever is in it."""
+        key = name, dtype, device
+        if key not in self.held or len(self.held[key]) < rows * length:
+            self.held[key] = torch.empty(rows * max(length, self.length), dtype=dtype, device=device)
+        return self.held[key][: rows * length].view(rows, length)
+
+
 class Products:
     """Accumulates ``Y Y^T`` over the elements of one tensor, with rows ``Y = (theta_1, U_1, ..., U_{T-1})``.
 
@@ -57,6 +76,7 @@ class Products:
         device: Where to multiply.
         on_bad: ``"raise"``, or ``"skip"`` to leave out elements that are not finite in every checkpoint.
         last: Only the columns of the last so many increments; None for all.
+        workspace: Buffers to use; no other `Products` may use them before this one is finished.
     """
 
     def __init__(
@@ -68,6 +88,7 @@ class Products:
         device: torch.device | None = None,
         on_bad: str = "raise",
         last: int | None = None,
+        workspace: Workspace | None = None,
     ) -> None:
         self.steps, self.layout, self.on_bad, self.last = steps, layout, on_bad, last
         self.device = device or torch.device("cpu")
@@ -78,7 +99,8 @@ class Products:
         self.length = buffer_length(layout, on_cpu=self.device.type == "cpu")
         self.open: dict[int, Tensor] = {}
         self.filled = [0] * parts
-        self.y = torch.empty(rows, self.length, dtype=self.dtype, device=self.device)
+        self.workspace = workspace or Workspace()
+        self.y = self.workspace.get("y", rows, self.length, self.dtype, self.device)
         self.equal = np.empty(self.length, dtype=bool)
         self.moments = np.zeros((parts, rows, columns))
         self.unchanged = np.zeros((parts, rows - 1))
@@ -90,8 +112,8 @@ class Products:
         rows = rows.to(self.device)
         for part, low, size, index in self._runs(start, stop):
             if part not in self.open:
-                shape = (len(self.steps), self.length)
-                self.open[part] = torch.empty(shape, dtype=self.dtype, device=self.device)
+                shape = len(self.steps), self.length
+                self.open[part] = self.workspace.get(f"x{part}", *shape, self.dtype, self.device)
             done = 0
             while done < size:
                 at = self.filled[part]
