@@ -38,6 +38,7 @@ CASES = {
     "rmsprop": (RMSProp(lr=1e-3, beta2=0.9, bias_correction=True), {"processes": ALL, "warm_start": 20, "time": 16}),
     "heavy ball": (HeavyBall(lr=0.12, momentum=0.5), {"processes": ALL[:3]}),
     "adam": (Adam(lr=5e-3), {"processes": ALL[:3], "warm_start": 5}),
+    "flow": (GradientDescent(lr=0.25), {"processes": ALL[:3], "mode": "flow", "time": 20}),
     "reference": (
         GradientDescent(lr=0.4),
         {"processes": ALL, "mode": "reference", "settings": Euler(substeps=2), "warm_start": 4, "time": 12},
