@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reference.trajectories import Memory, exact, kernel, kernel_only, relative_error, walk
-from thalweg.errors import InvalidInput, StorageError
-from thalweg.trajectories import NonFinite, combine, extend, grams, run_task, tasks
+from thalweg.errors import InvalidInput, NonFinite, StorageError
+from thalweg.trajectories import combine, extend, grams, run_task, tasks
 from thalweg.trajectories.tiles import BLOCK
 
 EPS = 2.0**-23

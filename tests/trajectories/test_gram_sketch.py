@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from reference.trajectories import Memory, exact, relative_error, walk
-from thalweg.errors import InvalidInput, RunFolderError
-from thalweg.trajectories import NonFinite, Sketcher, grams
+from thalweg.errors import InvalidInput, NonFinite, RunFolderError
+from thalweg.trajectories import Sketcher, grams
 from thalweg.trajectories.sketch import TILE, project
 
 SHAPES = {"embed": (300, 64), "norm": (32,), "head": (32, 300)}

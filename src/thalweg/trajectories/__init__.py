@@ -16,7 +16,7 @@ from thalweg.trajectories.map import TrajectoryMap as TrajectoryMap
 from thalweg.trajectories.map import trajectory_map as trajectory_map
 from thalweg.trajectories.nulls import Decay as Decay
 from thalweg.trajectories.oscillation import oscillation as oscillation
-from thalweg.trajectories.products import NonFinite as NonFinite
+from thalweg.trajectories.products import NonFiniteWeights as NonFiniteWeights
 from thalweg.trajectories.resident import checkpoint_reads as checkpoint_reads
 from thalweg.trajectories.sketch import Sketcher as Sketcher
 
@@ -25,7 +25,7 @@ __all__ = [
     "GramPlan",
     "GramTask",
     "Grams",
-    "NonFinite",
+    "NonFiniteWeights",
     "Sketcher",
     "Thresholds",
     "TrajectoryMap",

@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from thalweg.errors import ThalwegError, explain
+from thalweg.errors import NonFinite, explain
 from thalweg.trajectories.tiles import BLOCK, Layout
 
 BUFFER = {True: 8, False: 256}
 """Blocks that are converted together, on the CPU (so that they stay in its caches) and on an accelerator."""
 
 
-class NonFinite(ThalwegError):
+class NonFiniteWeights(NonFinite):
     """A checkpoint holds a NaN or an infinity.
 
     Attributes:
@@ -26,12 +26,11 @@ class NonFinite(ThalwegError):
     """
 
     def __init__(self, message: str, step: int, tensor: str) -> None:
-        super().__init__(message, step, tensor)
-        self.step = step
-        self.tensor = tensor
+        super().__init__(message)
+        self.step, self.tensor = step, tensor
 
-    def __str__(self) -> str:
-        return str(self.args[0])
+    def __reduce__(self) -> tuple[type, tuple[str, int, str]]:
+        return type(self), (str(self), self.step, self.tensor)  # it may come from another process
 
 
 @dataclass(frozen=True)
@@ -212,7 +211,7 @@ class Products:
         if self.on_bad != "skip":
             index = next(i for i, count in enumerate(counts) if count)
             step, name = self.steps[index], self.layout.name
-            raise NonFinite(
+            raise NonFiniteWeights(
                 explain(
                     f"The checkpoint of step {step} has NaN or infinite values in {name!r} "
                     f"({counts[index]} in a block of {x.shape[1]})",

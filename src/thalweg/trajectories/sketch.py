@@ -18,7 +18,7 @@ from thalweg.runs.files import read_tensors, write_tensors
 from thalweg.runs.sketches import TILE, project
 from thalweg.trajectories.gram_result import Grams
 from thalweg.trajectories.gram_result import facts as facts_of
-from thalweg.trajectories.products import NonFinite
+from thalweg.trajectories.products import NonFiniteWeights
 from thalweg.trajectories.tiles import Layout, PartsOf, Source, layout
 
 SCHEMA = 1
@@ -182,7 +182,7 @@ class Sketcher:
             sketches, square = [np.zeros(count) for count in short], [0.0] * len(short)
             for unit, tile, x in _unit_tiles(one, read):
                 if not np.isfinite(x).all():
-                    raise NonFinite(
+                    raise NonFiniteWeights(
                         explain(
                             f"The checkpoint of step {step} has NaN or infinite values in {one.name!r}",
                             "no angle with it is defined",
