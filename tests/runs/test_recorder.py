@@ -161,6 +161,18 @@ def test_stored_in_half_precision(tmp_path):
     assert torch.equal(stored, model.embed.weight.detach().bfloat16())
 
 
+def test_flushed_in_the_middle(tmp_path):
+    model, optimizer = make()
+    with Recorder(tmp_path, model, optimizer, every=1) as recorder:
+        for steps in range(1, 4):
+            train(model, optimizer, 1, recorder)
+            recorder.flush()
+            run = open_run(tmp_path)
+            assert (run.state, run.checkpoints) == ("running", list(range(steps + 1)))
+            assert torch.equal(run.checkpoint(-1)["norm.bias"], model.norm.bias)
+            assert run.data.loss.dropna("step").sizes["step"] == steps
+
+
 def test_names_without_wrappers(tmp_path):
     model, optimizer = make()
     wrapped = torch.nn.DataParallel(torch.compile(model))
@@ -232,6 +244,8 @@ class TestTakingUp:
         assert run.data.step.values.tolist() == list(range(13))
         assert np.isfinite(run.data.loss.values[:12]).all()
         assert [entry["step"] for entry in run.manifest.resumed] == [7]
+        norm = torch.cat([tensor.reshape(-1) for tensor in run.checkpoint(7).values()]).norm()
+        assert run.data.weight_norm.sel(step=7) == pytest.approx(float(norm), rel=1e-6)
         assert (run.state, run.manifest.steps, run.manifest.steps_done) == ("finished", 12, 12)
 
     def test_from_an_earlier_one_what_is_later_goes(self, tmp_path):
@@ -245,6 +259,18 @@ class TestTakingUp:
         run = open_run(tmp_path)
         assert run.checkpoints == [0, 2, 4, 5]
         np.testing.assert_array_equal(run.data.learning_rate.values[:5], [0.1] * 4 + [0.2])
+
+    def test_from_a_projection(self, tmp_path):
+        model, optimizer = make()
+        with Recorder(tmp_path, model, optimizer, every=2, keep="sketches") as recorder:
+            train(model, optimizer, 6, recorder)
+            weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+            train(model, optimizer, 3, recorder)
+        model.load_state_dict(weights)
+        with Recorder(tmp_path, model, optimizer, every=2, keep="sketches", resume=True, start=6) as recorder:
+            train(model, optimizer, 4, recorder)
+        assert Checkpoints(tmp_path / "sketches").steps() == [0, 2, 4, 6, 8, 10]
+        assert recorder.run.checkpoints == [0, 6, 10]
 
     def test_weights_that_are_not_those_of_the_step_are_refused(self, tmp_path):
         self.begin(tmp_path)

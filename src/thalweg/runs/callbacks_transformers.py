@@ -49,7 +49,7 @@ class TrajectoryCallback(Joined):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Open the recorder."""
-        settings = {"steps": state.max_steps, "config": args.to_dict()} | self.settings
+        settings = {"steps": state.max_steps} | self.settings
         if state.global_step:
             settings |= {"start": state.global_step, "resume": True}
         self.recorder = Recorder(self.path, kwargs["model"], kwargs.get("optimizer"), **settings).open()

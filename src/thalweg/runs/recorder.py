@@ -268,6 +268,16 @@ class Recorder:
         warnings.warn(f"Recording ended, training goes on. {self.error}", ThalwegWarning, stacklevel=3)
         return False
 
+    def flush(self) -> None:
+        """Return once all that was recorded is on the disk, for instance to read the run in the middle of the loop.
+
+        Raises:
+            StorageError: Writing failed, and ``on_error="raise"``.
+        """
+        if self._writer is not None:
+            self._writer.flush()
+            self._watch(self._writer)
+
     def close(self, state: State = "finished", error: str = "") -> None:
         """End the recording, as leaving ``with`` does: whatever waits is written.
 

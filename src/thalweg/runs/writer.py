@@ -26,6 +26,8 @@ from thalweg.runs.stepper import VARIABLES
 
 POLL = 0.2
 """Seconds between two looks for rows."""
+PACK = 1 << 20
+"""Checkpoints share a file up to this size, as it is written anew with each of them."""
 ROWS = 100_000
 """Rows that may wait; beyond, the loop waits for the disk."""
 
@@ -77,13 +79,14 @@ class Writer(threading.Thread):
     ) -> None:
         super().__init__(name="thalweg-writer", daemon=True)
         self._folder, self._projection, self._dtype, self._limit = folder, projection, dtype, limit
-        self._points: queue.Queue[Point | None] = queue.Queue(maxsize=depth)
+        self._points: queue.Queue[Point | threading.Event | None] = queue.Queue(maxsize=depth)
         self._rows: deque[Row] = deque()
         self._forward, self._start = list(forward), start
         self._opened = threading.Event()
         self._variables: set[str] = set()
         self._last: dict[str, int] = {}
         self._used = 0
+        self._had: frozenset[int] = frozenset()
         self.error: BaseException | None = None
         self.notes: deque[str] = deque()
 
@@ -110,6 +113,13 @@ class Writer(threading.Thread):
         if self.error is None:
             self._rows.append((step, values))
 
+    def flush(self) -> None:
+        """Return once all that was handed over is on the disk, or writing has failed."""
+        saved = threading.Event()
+        self._hand_over(saved)
+        while not saved.wait(POLL) and self.is_alive():
+            continue
+
     def close(self) -> None:
         """Write what is left, and end. Ctrl-C is passed on after that, unless it is pressed twice."""
         try:
@@ -120,7 +130,7 @@ class Writer(threading.Thread):
             self.join()
             raise
 
-    def _hand_over(self, point: Point | None) -> None:
+    def _hand_over(self, point: Point | threading.Event | None) -> None:
         while self.is_alive():
             try:
                 self._points.put(point, timeout=1.0)
@@ -149,18 +159,22 @@ class Writer(threading.Thread):
         finally:
             self._opened.set()
         while not ended:  # whoever trains must not wait for a disk that is full
-            ended = self._points.get() is None
+            point = self._points.get()
+            ended = point is None
+            if isinstance(point, threading.Event):
+                point.set()
 
     def _open(self) -> None:
         self._metrics = MetricsWriter(self._folder.metrics, {})
         try:
-            self._checkpoints = CheckpointWriter(self._folder.checkpoints)
+            self._checkpoints = CheckpointWriter(self._folder.checkpoints, PACK)
             self._sketches: CheckpointWriter | None = None
             if self._start is not None:
                 self._metrics.truncate(self._start)
                 self._checkpoints.truncate(self._start + 1)
                 if self._folder.sketches.is_dir():
                     self._open_sketches().truncate(self._start + 1)
+                    self._had = frozenset(self._open_sketches().steps())
             self._used = sum(
                 path.stat().st_size
                 for folder in (self._folder.checkpoints, self._folder.sketches)
@@ -173,7 +187,7 @@ class Writer(threading.Thread):
 
     def _open_sketches(self) -> CheckpointWriter:
         if self._sketches is None:
-            self._sketches = CheckpointWriter(self._folder.sketches)
+            self._sketches = CheckpointWriter(self._folder.sketches, PACK)
         return self._sketches
 
     def _turn(self) -> bool:
@@ -185,31 +199,32 @@ class Writer(threading.Thread):
         while self._rows:
             step, values = self._rows.popleft()
             self._share(step, self._write(step, values))
-        if point is not None:
+        if isinstance(point, Point):
             self._keep(point)
-        if self._pace.due(-1):
+        if isinstance(point, threading.Event):
+            self._save()
+            point.set()
+        elif self._pace.due(-1):
             self._save()
         return told and point is None
 
     def _keep(self, point: Point) -> None:
         tensors = point.snapshot.wait()
-        square = 0.0
-        if point.sketch:
+        if point.sketch and point.step not in self._had:
             found = {name: self._projection.of(name, tensor) for name, tensor in tensors.items()}
-            square = math.fsum(one for _, one in found.values())
-            vectors = {
-                "projection": torch.cat([vector for vector, _ in found.values()]),
-                "squares": torch.tensor([one for _, one in found.values()], dtype=torch.float64),
-            }
+            squares = torch.tensor([one for _, one in found.values()], dtype=torch.float64)
+            vectors = {"projection": torch.cat([vector for vector, _ in found.values()]), "squares": squares}
             self._count(point.step, vectors)
             self._open_sketches().add(point.step, vectors)
+        else:
+            norms = [torch.linalg.vector_norm(tensor, dtype=torch.float64) for tensor in tensors.values()]
+            squares = torch.stack(norms).square()
         if point.weights:
-            if not point.sketch:
-                square = sum(float(torch.linalg.vector_norm(t, dtype=torch.float64)) ** 2 for t in tensors.values())
             if self._dtype is not None:
                 tensors = {name: tensor.to(self._dtype) for name, tensor in tensors.items()}
             self._count(point.step, tensors)
             self._checkpoints.add(point.step, tensors)
+        square = float(squares.sum())
         events = []
         if not math.isfinite(square):
             events.append(Event(point.step, "non_finite", "a weight is NaN or infinite"))
