@@ -17,9 +17,9 @@ from thalweg.runs.sources.hub import fetch, repository
 from thalweg.runs.sources.layouts import Entry, Found, find
 from thalweg.runs.sources.names import clean, natural, not_trained, tied
 from thalweg.runs.sources.recorded import is_run, read_run
+from thalweg.runs.sources.sequence import Checkpoint, Trajectory, agree, none_selected
 from thalweg.runs.sources.steps import StepRule, lacking, number
 from thalweg.runs.sources.stored import InMemory, Stored, TensorInfo, Unreadable
-from thalweg.runs.sources.trajectory import Checkpoint, Trajectory, agree, none_selected
 from thalweg.runs.sources.weights import read_json
 
 Missing = Literal["error", "skip"]

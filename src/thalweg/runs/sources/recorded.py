@@ -14,8 +14,8 @@ from thalweg.runs.checkpoints import Checkpoints
 from thalweg.runs.folder import RunFolder
 from thalweg.runs.run import open_run
 from thalweg.runs.sources.headers import read_header
+from thalweg.runs.sources.sequence import Checkpoint
 from thalweg.runs.sources.stored import FileMark, OnDisk, Stored, TensorInfo, Unreadable
-from thalweg.runs.sources.trajectory import Checkpoint
 
 
 @dataclass
