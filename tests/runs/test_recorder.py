@@ -1,5 +1,6 @@
 """A plain loop that is recorded: what is on disk, what is left alone, and how a run is taken up again."""
 
+import errno
 import json
 import os
 import signal
@@ -15,7 +16,7 @@ import torch
 
 import thalweg as tw
 from thalweg.errors import InvalidInput, RunFolderError, StorageError, ThalwegWarning
-from thalweg.runs import open_run, writer
+from thalweg.runs import files, open_run, writer
 from thalweg.runs.checkpoints import Checkpoints
 from thalweg.runs.recorder import Recorder
 from thalweg.runs.sources.opening import trajectory
@@ -340,13 +341,15 @@ class TestDisasters:
         model, optimizer = make()
         reached = []
 
-        def full(self, step, tensors):
-            if step >= 4:
-                raise OSError(28, "No space left on device")
-            return add(self, step, tensors)
+        def full(tensors, path, **how):
+            if any(int(name.split("/")[0]) >= 4 for name in tensors):
+                path.write_bytes(b"half of it")
+                raise OSError(errno.ENOSPC, "No space left on device")
+            save(tensors, path, **how)
 
-        add = writer.CheckpointWriter.add
-        monkeypatch.setattr(writer.CheckpointWriter, "add", full)
+        save = files.save_file
+        monkeypatch.setattr(files, "save_file", full)
+        monkeypatch.setattr(writer, "PACK", 0)
 
         def go():
             with Recorder(tmp_path, model, optimizer, every=2, on_error=policy) as recorder:
@@ -360,12 +363,13 @@ class TestDisasters:
             if policy == "warn":
                 go()
             else:
-                with pytest.raises(OSError, match="No space left"):
+                with pytest.raises(StorageError, match="No space left"):
                     go()
         assert (reached[-1] == 299) == (policy != "raise")
         run = open_run(tmp_path)
         assert run.state == "failed"
         assert run.checkpoints == [0, 2]
+        assert not list(tmp_path.rglob(".tmp-*"))
 
     @pytest.mark.slow
     def test_killed(self, tmp_path):

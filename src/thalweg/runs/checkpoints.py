@@ -83,15 +83,24 @@ class CheckpointWriter(Checkpoints):
         self._pack: dict[str, Tensor] = {}
         self._dirty = False
 
-    def add(self, step: int, tensors: Mapping[str, Tensor]) -> None:
-        """Keep a copy of ``tensors`` as the checkpoint of ``step``; steps come in rising order."""
+    def add(self, step: int, tensors: Mapping[str, Tensor], *, owned: bool = False) -> None:
+        """Keep ``tensors`` as the checkpoint of ``step``; steps come in rising order.
+
+        Args:
+            step: Updates done.
+            tensors: By name.
+            owned: They are on the CPU, contiguous and changed by nobody, and so are not copied.
+        """
         size = _bytes(tensors)
         if self._pack and _bytes(self._pack) + size > self._limit:
             self.flush()
             self._reset()
         if not self._pack:
             self._first = step
-        copies = {f"{step}/{name}": t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
+        copies = {
+            f"{step}/{name}": t if owned else t.detach().to("cpu", copy=True).contiguous()
+            for name, t in tensors.items()
+        }
         self._pack |= copies  # at once: Ctrl-C in between must not leave half a step
         self._dirty = True
         if size > self._limit:  # large models go to disk at once and do not linger in memory
@@ -101,7 +110,7 @@ class CheckpointWriter(Checkpoints):
     def flush(self) -> None:
         """Write what is in memory; the file it belongs to is replaced atomically."""
         if self._dirty:
-            write_tensors(self.folder / f"from-{self._first:09d}.safetensors", self._pack)
+            write_tensors(self.folder / f"from-{self._first:09d}.safetensors", self._pack, owned=True)
             self._dirty = False
 
     def truncate(self, step: int) -> None:

@@ -97,14 +97,15 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], note: str = "") -> None:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], note: str = "", *, owned: bool = False) -> None:
     """Replace ``path`` by a safetensors file atomically; ``note`` travels in its header.
 
-    Tensors are copied to contiguous CPU memory of their own, as the format asks.
+    Tensors are copied to contiguous CPU memory of their own, as the format asks, unless ``owned`` says that they lie
+    so already.
     """
-    owned = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
+    ready = dict(tensors) if owned else {n: t.detach().to("cpu", copy=True).contiguous() for n, t in tensors.items()}
     with replacing(path) as temporary:
-        save_file(owned, temporary, metadata={"note": note} if note else None)
+        save_file(ready, temporary, metadata={"note": note} if note else None)
         temporary.chmod(path.parent.stat().st_mode & 0o666)  # save_file lets only the owner read
 
 

@@ -54,8 +54,9 @@ class Point:
 class Writer(threading.Thread):
     """Writes checkpoints, projections and rows of one run folder.
 
-    At most ``depth`` snapshots wait; who hands over another one waits for the disk. After an error nothing more is
-    written, everything that is handed over is dropped, and ``error`` says why.
+    At most ``depth`` snapshots wait and one is written, from the memory it came in; who hands over another one waits
+    for the disk. After an error nothing more is written, everything that is handed over is dropped, and ``error`` says
+    why.
 
     Args:
         folder: The run folder, which the caller has locked.
@@ -215,7 +216,7 @@ class Writer(threading.Thread):
             squares = torch.tensor([one for _, one in found.values()], dtype=torch.float64)
             vectors = {"projection": torch.cat([vector for vector, _ in found.values()]), "squares": squares}
             self._count(point.step, vectors)
-            self._open_sketches().add(point.step, vectors)
+            self._open_sketches().add(point.step, vectors, owned=True)
         else:
             norms = [torch.linalg.vector_norm(tensor, dtype=torch.float64) for tensor in tensors.values()]
             squares = torch.stack(norms).square()
@@ -223,7 +224,7 @@ class Writer(threading.Thread):
             if self._dtype is not None:
                 tensors = {name: tensor.to(self._dtype) for name, tensor in tensors.items()}
             self._count(point.step, tensors)
-            self._checkpoints.add(point.step, tensors)
+            self._checkpoints.add(point.step, tensors, owned=True)
         square = float(squares.sum())
         events = []
         if not math.isfinite(square):
