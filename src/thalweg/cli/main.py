@@ -17,6 +17,7 @@ COMMANDS = {
     "run": "Train a model and record its loss, weights and leading curvature",
     "spectrum": "Measure the curvature at a checkpoint: eigenvalues, trace, density, layers",
     "flow": "Forecast the time-averaged path of an optimizer, and what its oscillation does",
+    "map": "Map the whole path of the weights, of a run or of any checkpoints, beside what noise gives",
     "report": "Write the one-page report of a run",
     "doctor": "Check which numbers can be trusted on this machine and model",
 }
@@ -40,6 +41,7 @@ examples:
   thalweg run --resume runs/adam --steps 1000   go on after a crash or a Ctrl-C, or for longer
   thalweg spectrum runs/adam                    eigenvalues, trace, density and layers of the last checkpoint
   thalweg flow runs/first@200 --time 100        the central flow from step 200 on, beside the run itself
+  thalweg map checkpoints --budget 2GiB         a trajectory map of checkpoints from anywhere, each byte read once
   thalweg report runs/adam --open               write the page again, and look at it
 
 exit codes: 0 done, 1 the run failed, 2 wrong input, 130 stopped with Ctrl-C

@@ -38,8 +38,11 @@ class Report:
 def main(arguments: Sequence[str]) -> int:
     """Write the report and say where it is."""
     told = tyro.cli(Report, args=arguments, prog="thalweg report", description=DESCRIPTION)
+    from thalweg.cli.map_run import refresh
     from thalweg.report import write_report
 
+    if note := refresh(told.run):
+        complain(note, "note")
     page = write_report(told.run, told.out)
     say(f"Report: {page}")
     if told.open and not webbrowser.open(page.resolve().as_uri()):

@@ -24,7 +24,7 @@ from thalweg.cli.config import (
     threads,
     to_dict,
 )
-from thalweg.cli.console import say, talk, warnings_as_notes
+from thalweg.cli.console import complain, say, talk, warnings_as_notes
 from thalweg.cli.interrupt import CtrlC
 from thalweg.cli.meter import duration, make_meter
 from thalweg.cli.summary import headlines
@@ -189,8 +189,11 @@ def _finish(run: Run, settings: RunConfig, seconds: float) -> int:
     for line in headlines(run.data):
         say(line)
     if settings.report:
+        from thalweg.cli.map_run import refresh
         from thalweg.report import write_report  # Plotly takes a while to load
 
+        if not stopped and (note := refresh(run)):
+            complain(note, "note")
         say(f"Report: {write_report(run)}")
     if stopped:
         say(go_on(run.path))

@@ -18,12 +18,14 @@ from thalweg.report.setting import mapping, setting
 from thalweg.report.shell import caveat_list, document, figure_section, verdict_list
 from thalweg.report.shell import tiles as tile_list
 from thalweg.report.spectrum_page import newest_analysis, spectrum_sections
+from thalweg.report.trajectory_page import newest_map, run_sections
 from thalweg.report.words import caveats, headline, tiles, verdicts
 
 if TYPE_CHECKING:
     from thalweg.flows.result import FlowResult
     from thalweg.runs import Run
     from thalweg.runs.metrics import Event
+    from thalweg.trajectories.map import TrajectoryMap
 
 
 @dataclass(frozen=True)
@@ -98,8 +100,8 @@ SECTIONS = (
 def write_report(run: Run | str | Path, out: str | Path | None = None) -> Path:
     """Write the page of a run.
 
-    Where ``thalweg spectrum`` or ``thalweg flow`` has left an analysis in the folder, the one of the latest step is
-    part of the page.
+    Where ``thalweg spectrum``, ``thalweg flow`` or ``thalweg map`` has left an analysis in the folder, the one of the
+    latest step is part of the page.
     The page is one file of about 5 MB: Plotly's script is inside, so that it opens without a network. It may be
     written while the run is going on. It appears whole or not at all.
 
@@ -134,7 +136,8 @@ def write_report(run: Run | str | Path, out: str | Path | None = None) -> Path:
         )
     target = Path(out) if out is not None else opened.path / "report.html"
     spectrum, flow = newest_analysis(opened.path), newest_flow(opened.path)
-    write_text(target, render(data, asdict(opened.manifest), opened.events, spectrum, flow))
+    path = newest_map(opened.path)
+    write_text(target, render(data, asdict(opened.manifest), opened.events, spectrum, flow, path))
     return target
 
 
@@ -144,6 +147,7 @@ def render(
     events: Iterable[Event] = (),
     spectrum: xr.Dataset | None = None,
     flow: FlowResult | None = None,
+    trajectory: TrajectoryMap | None = None,
 ) -> str:
     """Return the page as text.
 
@@ -153,6 +157,7 @@ def render(
         events: What happened on the way.
         spectrum: The curvature at one step, as ``thalweg spectrum`` measured it.
         flow: A forecast from one step, as ``thalweg flow`` made it.
+        trajectory: The map of the checkpoints, as ``thalweg map`` made it.
     """
     name = str(manifest.get("name", "run"))
     state = str(data.attrs.get("state", manifest.get("state", "unknown")))
@@ -168,6 +173,7 @@ def render(
         *(_section(position, section, data, manifest) for position, section in enumerate(SECTIONS)),
         *(spectrum_sections(spectrum) if spectrum is not None else ()),
         *(flow_sections(flow) if flow is not None else ()),
+        *(run_sections(trajectory) if trajectory is not None else ()),
         '<section class="provenance" aria-labelledby="provenance"><h2 id="provenance">Provenance</h2>',
         "<p>Where these numbers come from, and what it takes to compute them again.</p>",
         provenance(manifest, state, int(data["step"].max()), events),

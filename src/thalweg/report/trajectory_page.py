@@ -7,14 +7,17 @@ import math
 from pathlib import Path
 
 import thalweg
+from thalweg.errors import ThalwegError
 from thalweg.report import trajectory_figures, trajectory_words
 from thalweg.report.numbers import fixed, number
 from thalweg.report.shell import caveat_list, document, figure_section, tiles, verdict_list
 from thalweg.report.spectrum_page import table
+from thalweg.runs.analyses import analyses
 from thalweg.trajectories.figure import MOST
-from thalweg.trajectories.hallmarks import Hallmarks
+from thalweg.trajectories.hallmarks import Hallmarks, hallmarks
 from thalweg.trajectories.map import TrajectoryMap
 from thalweg.trajectories.measures import MeasureTable
+from thalweg.trajectories.stored import KIND, open_map
 
 TITLES = {
     "map": "Trajectory map",
@@ -75,6 +78,28 @@ def trajectory_sections(found: TrajectoryMap, marks: Hallmarks | None = None, *,
         for key, draw in DRAW.items()
     ]
     return [*figures, _numbers(found.table()), _labels(marks)]
+
+
+def run_sections(found: TrajectoryMap) -> list[str]:
+    """Return the sections that a run's page shows of the map of its checkpoints."""
+    return trajectory_sections(found, marks_of(found))
+
+
+def marks_of(found: TrajectoryMap) -> Hallmarks:
+    """Return the hallmarks of a map with what it knows of the run."""
+    return hallmarks(found, momentum=found.decay.momentum if found.decay is not None else 0.0)
+
+
+def newest_map(run: Path) -> TrajectoryMap | None:
+    """Return the map of the latest checkpoints in a run folder.
+
+    None where there is none that can be read: the run's own page does not depend on it.
+    """
+    try:
+        found = analyses(run, KIND)
+        return open_map(found[-1][1]) if found else None
+    except ThalwegError:
+        return None
 
 
 def render_map(found: TrajectoryMap, name: str = "trajectory", marks: Hallmarks | None = None) -> str:

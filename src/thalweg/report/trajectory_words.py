@@ -157,7 +157,7 @@ def _direction(table: MeasureTable) -> list[str]:
     nulls = f"line {fixed(row.line)}, random walk {fixed(row.walk)}, mixing {fixed(row.mixing)}"
     told = {
         "line": "as straight as a line",
-        "walk": "no evidence of a direction: as a random walk has it",
+        "walk": "by itself no evidence of a direction, as a random walk has the same",
         "mixing": "as if checkpoints were drawn around a centre",
         "between walk and line": "more directed than a random walk, less than a line",
         "between mixing and walk": "less than a random walk has: it mixes in part",
