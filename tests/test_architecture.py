@@ -11,6 +11,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "thalweg"
 
 LEVELS = {
     "errors": 0,
+    "engines": 1,
     "_vectors": 1,
     "_rng": 1,
     "problem": 2,
