@@ -169,7 +169,12 @@ def _processes(found: Subject) -> tuple[str, ...]:
     from thalweg.flows.registry import law_of
 
     remembers = law_of(found.rule).remembers
-    left_out = {"edge", "rod", *(["stable"] if remembers else [])}  # alternative models, for those who ask
+    left_out = {
+        "edge",
+        "rod",
+        "stationary",
+        *(["stable"] if remembers else []),
+    }  # alternative models, for those who ask
     return tuple(name for name in PROCESSES if name not in left_out)
 
 

@@ -2,8 +2,6 @@ r"""The central flow in map mode: the rule's own step, plus the penalty on curva
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -12,7 +10,7 @@ from thalweg.flows.laws import LIMIT, Law
 from thalweg.flows.process import Frame
 from thalweg.flows.segmented import Segmented, between
 from thalweg.flows.settings import BOLD, CAREFUL, FAR, FIRST, Settings
-from thalweg.flows.subspace import Critical, react
+from thalweg.flows.subspace import DAMP, Critical, react
 from thalweg.problem import Problem
 from thalweg.rules import State
 
@@ -133,14 +131,9 @@ class CentralMap(Segmented):
         return move, state
 
     def _damping(self) -> float:
-        """Share of a step that is taken back along directions that oscillate.
-
-        There the curvature is at the limit, and a step of length one would carry the flow to the other wall and back
-        for ever: its multiplier is -1. The flow itself decays, ``exp(-2)`` in a unit of time, and so does this step.
-        """
-        if not self.settings.damped or self.law.remembers or self.start is None or not float(self.start.trace()) > 0:
-            return 0.0
-        return 1 - (1 - math.exp(-LIMIT)) / LIMIT
+        """Share of a step that is taken back along directions that oscillate: see `DAMP`."""
+        still = self.start is None or not float(self.start.trace()) > 0
+        return 0.0 if still or not self.settings.damped or self.law.remembers else DAMP
 
     def _metric_here(self, gradient: Tensor) -> Tensor:
         """``P`` at the present point, taking what oscillates to add to the averaged squares what it did last."""

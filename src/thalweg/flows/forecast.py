@@ -25,11 +25,12 @@ from thalweg.flows.rod import RodFlow
 from thalweg.flows.saving import Keeper, identity
 from thalweg.flows.settings import FlowSettings, Settings
 from thalweg.flows.stable import StableFlow
+from thalweg.flows.stationary_flow import StationaryFlow
 from thalweg.problem import Problem
 from thalweg.rules import Rule, State
 from thalweg.runs.meter import Meter, Silent
 
-PROCESSES = ("discrete", "midpoint", "central", "stable", "edge", "rod")
+PROCESSES = ("discrete", "midpoint", "central", "stable", "edge", "rod", "stationary")
 
 MEMORY = (
     "The rule averages gradients, and self-stabilisation is delayed by its memory: averages are predicted less well "
@@ -77,8 +78,8 @@ def central_flow(
             length one. ``"reference"``: Euler substeps of the equation with fresh derivatives, slow; with many of
             them it comes to the flow.
         settings: `Settings` of the map, `FlowSettings` of the flow, or `Euler` for the reference.
-        processes: Which run: any of ``discrete``, ``midpoint``, ``central``, ``stable``, and ``edge`` and ``rod``
-            (gradient descent only). ``central`` always does.
+        processes: Which run: any of ``discrete``, ``midpoint``, ``central``, ``stable``, ``edge`` and ``rod``
+            (gradient descent only), ``stationary`` (RMSProp and its scalar form). ``central`` always does.
         observables: Functions of flat weights to follow too, by name, such as ``{"test_loss": test_problem.value}``.
             Each is evaluated once per process and twice per direction that oscillates, at each time.
         meter: Shown each time.
@@ -176,6 +177,8 @@ def central_flow(
         running["edge"] = EdgeFlow(problem, law, w, state)
     if "rod" in processes:
         running["rod"] = RodFlow(problem, law, w, state)
+    if "stationary" in processes:
+        running["stationary"] = StationaryFlow(problem, law, w, state)
     meter = meter or Silent()
     rows: list[dict[str, Any]] = []
     notes: list[str] = []

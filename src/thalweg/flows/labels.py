@@ -39,6 +39,11 @@ def row_of(frames: dict[str, Frame], start: Tensor) -> dict[str, Any]:
     for name in (name for name in ("edge", "rod") if name in frames):
         for key in ("predicted_loss", "amplitude", "effective_sharpness"):
             row[f"{key}_{name}"] = frames[name].values[key]
+    stationary = frames.get("stationary")
+    if stationary is not None and stationary.metric is not None and central.metric is not None:
+        row["predicted_loss_stationary"] = stationary.values["predicted_loss"]
+        row["critical_stationary"] = stationary.values["critical"]
+        row["metric_cosine_stationary"] = _cosine(stationary.metric, central.metric)
     for key in ("predicted_loss", "predicted_squared_gradient", "critical", "total_variance"):
         row[key] = central.values[key]
     row["residual"] = central.values.get("residual", 0.0)
@@ -63,6 +68,11 @@ def row_of(frames: dict[str, Frame], start: Tensor) -> dict[str, Any]:
     return row
 
 
+def _cosine(a: Tensor, b: Tensor) -> float:
+    a, b = a.reshape(-1).double(), b.reshape(-1).double()
+    return float(a @ b / (a.norm() * b.norm()))
+
+
 def dataset_of(rows: list[dict[str, Any]], followed: Sequence[str] = ()) -> xr.Dataset:
     """Rows as labelled arrays; what a time does not have is NaN."""
     wide = [
@@ -80,6 +90,9 @@ def dataset_of(rows: list[dict[str, Any]], followed: Sequence[str] = ()) -> xr.D
         "predicted_loss_edge": ("loss", "mean of the loss at both walls of the edge flow"),
         "amplitude_edge": ("weight", "amplitude of the oscillation along the direction of the edge flow"),
         "effective_sharpness_edge": ("1", "secant curvature between the walls times the learning rate"),
+        "predicted_loss_stationary": ("loss", "time-averaged loss that the stationary flow predicts"),
+        "critical_stationary": ("1", "directions that oscillate along the stationary flow"),
+        "metric_cosine_stationary": ("1", "cosine of its metric and that of the central flow"),
         "predicted_loss_rod": ("loss", "mean of the loss at both ends of the rod"),
         "amplitude_rod": ("weight", "half the length of the rod"),
         "effective_sharpness_rod": ("1", "secant curvature between the ends of the rod times the learning rate"),

@@ -182,6 +182,9 @@ class FlowResult:
             if f"predicted_loss_{name}" in self.data:
                 values = self.data[f"predicted_loss_{name}"].values
                 line(1, 1, values, f"{name} flow, mean of both ends", line={"color": color})
+        if "predicted_loss_stationary" in self.data:
+            values = self.data["predicted_loss_stationary"].values
+            line(1, 1, values, "stationary flow, predicted average", line={"color": "#ca6f1e"})
         for i in range(self.data.sizes["eigenvalue"]):
             values = self.data["effective_eigenvalues"].values[:, i]
             line(1, 2, values, f"eigenvalue {i + 1}", showlegend=False)
@@ -192,7 +195,7 @@ class FlowResult:
         if "measured_variance" in self.data:
             measured = self._column("measured_variance").fillna(0).sum("eigenvalue").values
             line(2, 1, gaussian_filter1d(measured, sigma), "measured, all directions, smoothed", line={"color": "#444"})
-        for name in ("central", "stable", "midpoint", "edge", "rod"):
+        for name in ("central", "stable", "midpoint", "edge", "rod", "stationary"):
             if f"distance_{name}" in self.data:
                 line(2, 2, self.data[f"distance_{name}"].values, f"to {name}")
         figure.update_xaxes(title_text="time (steps)")

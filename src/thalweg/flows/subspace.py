@@ -7,6 +7,7 @@ step is enough: ``A`` moves by ``D dw``, so the constraint stays informed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,13 @@ from thalweg.errors import InvalidInput, explain
 from thalweg.flows.complementarity import Complementarity, solve
 from thalweg.flows.laws import LIMIT, Law
 from thalweg.operators.packing import pairs, smat, svec
+
+DAMP = 1 - (1 - math.exp(-LIMIT)) / LIMIT
+"""Share of a step of length one that a flow takes back along directions that oscillate.
+
+There the curvature is at the limit, and the step would carry the flow to the other wall and back for ever: its
+multiplier is -1. The flow itself decays, ``exp(-2)`` in a unit of time, and so does what is left of the step.
+"""
 
 
 @dataclass
