@@ -6,6 +6,7 @@ and strides, and ``data/KEY`` holds the bytes of a storage. Both are read here d
 
 from __future__ import annotations
 
+import copy
 import io
 import struct
 import zipfile
@@ -97,6 +98,12 @@ class Archive:
         if "byteorder" in self._records and self.record("byteorder") != b"little":
             raise Unreadable(mark.path, "it was written in big-endian order")
 
+    def only(self, name: str) -> Archive:
+        """Return this archive with one record: what is sent with a tensor should not grow with the others."""
+        other = copy.copy(self)
+        other._records = {name: self._records[name]} if name in self._records else {}
+        return other
+
     def place(self, name: str) -> tuple[int, int]:
         """Return where in the file a record begins, and its bytes."""
         found = self._records.get(name)
@@ -173,7 +180,7 @@ def read_archive(path: Path) -> dict[str, OnDisk]:
 def _on_disk(archive: Archive, name: str, found: _Found) -> OnDisk:
     info = TensorInfo(name, found.shape, found.dtype)
     same: Hashable = (archive.mark.path, found) if 0 not in found.shape else None
-    return OnDisk(info, partial(_pieces, archive, found), same)
+    return OnDisk(info, partial(_pieces, archive.only(f"data/{found.key}"), found), same)
 
 
 def _pieces(archive: Archive, found: _Found) -> tuple[Piece, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -122,8 +122,10 @@ class Trajectory:
         return cls(checkpoints, infos, schedule=schedule)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the lock behind: a trajectory can be sent to another process that sees the same files."""
-        return {name: value for name, value in vars(self).items() if name != "_lock"}
+        """Leave behind the lock and what is not selected: it goes to any process that sees the same files."""
+        chosen = [replace(one, tensors={name: one.tensors[name] for name in self._info}) for one in self._checkpoints]
+        state = {name: value for name, value in vars(self).items() if name != "_lock"}
+        return state | {"_checkpoints": tuple(chosen), "left_out": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Begin with a lock and a count of bytes of its own."""

@@ -59,6 +59,10 @@ class FileMark:
     size: int
     mtime_ns: int
 
+    def __reduce__(self) -> tuple[type[FileMark], tuple[Path, int, int]]:
+        """Send the whole path: the process that receives it may be in another directory."""
+        return FileMark, (self.path.absolute(), self.size, self.mtime_ns)
+
     @classmethod
     def of(cls, path: Path) -> FileMark:
         """Look at the file at ``path``.
