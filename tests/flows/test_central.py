@@ -163,6 +163,20 @@ def test_end_points_are_those_of_the_time_that_was_asked_for():
     torch.testing.assert_close(flow.points["central"], flow.points["discrete"], rtol=1e-12, atol=1e-14)
 
 
+def test_squared_gradients_of_single_weights_average_as_predicted():
+    """In the tilted valley the oscillation is along x: its squared gradient averages ``S^2 sigma^2 = S^2 2 e``."""
+    e, eta = 0.01, 0.3
+    flow = central_flow(valley(e=e, start=(0.05, 6.6)), GradientDescent(lr=eta), 2000)
+    late = flow.data.isel(time=slice(800, None))
+    assert late["coordinate"].values.tolist() == [0, 1]
+    measured = late["squared_gradient_sample_discrete"].sel(coordinate=0).mean()
+    predicted = late["predicted_squared_gradient_sample"].sel(coordinate=0).mean()
+    assert float(predicted) == pytest.approx((2 / eta) ** 2 * 2 * e, rel=2e-2)
+    assert float(measured / predicted) == pytest.approx(1, rel=5e-2)
+    total = flow.data["predicted_squared_gradient_sample"].sum("coordinate")
+    np.testing.assert_allclose(total, flow.data["predicted_squared_gradient"], rtol=1e-10)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("rule", "bounds"),

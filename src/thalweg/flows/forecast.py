@@ -93,8 +93,9 @@ def central_flow(
         ``predicted_loss``, ``predicted_squared_gradient``, ``critical``, ``effective_eigenvalues`` (of ``P^{-1} H``;
         the limit is 2), ``predicted_variance`` (of ``u_i' P (w_t - w(t))``), ``measured_variance`` (its square now),
         ``distance_PROCESS`` (from the discrete run), ``distance_PROCESS_midpoint``, ``travelled`` (of the discrete
-        run), ``effective_step`` (mean of ``1 / P``), ``residual``; and
-        ``NAME_PROCESS`` and ``predicted_NAME`` of each observable.
+        run), ``effective_step`` (mean of ``1 / P``), ``residual``; and ``NAME_PROCESS`` and ``predicted_NAME`` of each
+        observable. Over ``time`` and ``coordinate``, for 25 single weights: ``squared_gradient_sample_PROCESS``
+        and ``predicted_squared_gradient_sample``.
 
     Raises:
         InvalidInput: The rule has no known flow, a process is unknown, or the rule is unstable at the start.
@@ -259,7 +260,7 @@ def _result(
             "one step than its derivative tells, and the forecast is less sure from there on."
         )
     return FlowResult(
-        data=dataset_of(rows, list(followed)),
+        data=dataset_of(rows, list(followed), central.w.numel()),
         mode=mode,
         points={name: process.point for name, process in running.items()},
         cost={name: process.ledger.equivalents / len(rows) for name, process in running.items()},

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from thalweg.flows.laws import LIMIT, Law
-from thalweg.flows.process import Frame
+from thalweg.flows.process import Frame, sampled
 from thalweg.flows.subspace import Critical, Reaction
 
 
@@ -46,8 +46,10 @@ def oscillation(
         "critical": 0.0,
         "total_variance": 0.0,
     }
+    where = sampled(len(gradient)).to(gradient.device)
+    sample = gradient[where].square()
     if block is None or reaction is None:
-        return Frame(time, w, values, known, metric=metric)
+        return Frame(time, w, values, known, metric=metric, sample=sample, predicted_sample=sample)
     X = reaction.solution.X
     effective = block.eigenvalues(metric)
     # Diagonalise Sigma in the metric of this step: the directions along which the rule oscillates independently.
@@ -67,4 +69,5 @@ def oscillation(
         "residual": reaction.solution.residual,
     }
     rest = torch.empty(0, dtype=torch.float64) if known is None else known[block.count :]
-    return Frame(time, w, values, torch.cat([effective, rest]), variance, directions, metric)
+    averaged = sample + images[where].square() @ weights
+    return Frame(time, w, values, torch.cat([effective, rest]), variance, directions, metric, sample, averaged)

@@ -11,7 +11,7 @@ import xarray as xr
 from torch import Tensor
 
 from thalweg.flows.laws import LIMIT
-from thalweg.flows.process import Frame
+from thalweg.flows.process import Frame, sampled
 
 _UNITS = {
     "loss": ("loss", "loss of the {}"),
@@ -23,6 +23,12 @@ _UNITS = {
     "residual": ("1", "largest residual of the complementarity conditions"),
 }
 
+
+_SAMPLES = {
+    "squared_gradient_sample_discrete": "squared gradient of single weights along the discrete run",
+    "squared_gradient_sample_central": "squared gradient of single weights at the central flow",
+    "predicted_squared_gradient_sample": "time-averaged squared gradient of single weights that it predicts",
+}
 
 OWN = {*_UNITS, "distance", "effective_eigenvalues", "measured_variance", "amplitude", "time", "travelled"}
 """Names that observables cannot have."""
@@ -46,6 +52,11 @@ def row_of(frames: dict[str, Frame], start: Tensor) -> dict[str, Any]:
         row["metric_cosine_stationary"] = _cosine(stationary.metric, central.metric)
     for key in ("predicted_loss", "predicted_squared_gradient", "critical", "total_variance"):
         row[key] = central.values[key]
+    for name in ("discrete", "central"):
+        if name in frames and frames[name].sample is not None:
+            row[f"squared_gradient_sample_{name}"] = frames[name].sample
+    if central.predicted_sample is not None:
+        row["predicted_squared_gradient_sample"] = central.predicted_sample
     row["residual"] = central.values.get("residual", 0.0)
     row["effective_eigenvalues"] = central.eigenvalues
     row["predicted_variance"] = central.X
@@ -73,8 +84,9 @@ def _cosine(a: Tensor, b: Tensor) -> float:
     return float(a @ b / (a.norm() * b.norm()))
 
 
-def dataset_of(rows: list[dict[str, Any]], followed: Sequence[str] = ()) -> xr.Dataset:
-    """Rows as labelled arrays; what a time does not have is NaN."""
+def dataset_of(rows: list[dict[str, Any]], followed: Sequence[str] = (), size: int = 0) -> xr.Dataset:
+    """Rows as labelled arrays; what a time does not have is NaN. ``size`` is the number of weights."""
+    samples = [key for key in rows[0] if "_sample" in key]
     wide = [
         key
         for key in ("effective_eigenvalues", "predicted_variance", "measured_variance")
@@ -107,6 +119,9 @@ def dataset_of(rows: list[dict[str, Any]], followed: Sequence[str] = ()) -> xr.D
                     block[i, : len(values)] = values
             unit, text = names[key]
             variables[key] = (("time", "eigenvalue"), block, {"units": unit, "long_name": text})
+        elif key in samples:
+            block = torch.stack([row[key] for row in rows]).detach().to("cpu", torch.float64).numpy()
+            variables[key] = (("time", "coordinate"), block, {"units": "(loss / weight)^2", "long_name": _SAMPLES[key]})
         elif any(not isinstance(row.get(key), Tensor) and row.get(key) is not None for row in rows):
             mine = [name for name in followed if key == f"predicted_{name}" or key.startswith(f"{name}_")]
             if key in names:
@@ -128,4 +143,7 @@ def dataset_of(rows: list[dict[str, Any]], followed: Sequence[str] = ()) -> xr.D
         "time": ("time", np.array([row["time"] for row in rows]), {"units": "steps", "long_name": "time"}),
         "eigenvalue": ("eigenvalue", np.arange(1, width + 1), {"units": "1", "long_name": "rank"}),
     }
+    if samples:
+        about = {"units": "1", "long_name": "position in the flat vector of weights"}
+        coordinates["coordinate"] = ("coordinate", sampled(size).numpy(), about)
     return xr.Dataset(variables, coords=coordinates)

@@ -15,6 +15,9 @@ from thalweg.rules import State
 PRODUCT, LINEARISATION = 1.5, 1.75
 """Cost of a Hessian product from a kept graph, and of recording the graph, in gradients (measured on an MLP)."""
 
+SAMPLE = 25
+"""Weights whose squared gradients are followed one by one."""
+
 
 @dataclass
 class Ledger:
@@ -48,6 +51,8 @@ class Frame:
         X: Covariance of the oscillation in the basis of ``directions``, or None.
         directions: Critical eigenvectors in weight space, ``(P, k)``, ``U' P U = I``, in which X is diagonal.
         metric: ``P`` of this step.
+        sample: Squared entries of the gradient at the coordinates of `sampled`, or None.
+        predicted_sample: Their averages over the oscillation, or None.
     """
 
     time: float
@@ -57,6 +62,13 @@ class Frame:
     X: Tensor | None = None
     directions: Tensor | None = None
     metric: Tensor | None = None
+    sample: Tensor | None = None
+    predicted_sample: Tensor | None = None
+
+
+def sampled(size: int) -> Tensor:
+    """Return the positions of up to `SAMPLE` weights, equally spaced."""
+    return torch.linspace(0, size - 1, min(size, SAMPLE)).round().long()
 
 
 class Process(ABC):
@@ -119,7 +131,9 @@ class Discrete(Process):
     def step(self) -> Frame:
         """Take one step of the rule."""
         value, gradient = self.gradient(self.w)
-        frame = Frame(self.time, self.w, {"loss": value, "squared_gradient": float(gradient @ gradient)})
+        values = {"loss": value, "squared_gradient": float(gradient @ gradient)}
+        sample = gradient[sampled(len(gradient)).to(gradient.device)].square()
+        frame = Frame(self.time, self.w, values, sample=sample)
         self.w, self.state = self.law.rule.advance(self.w, self.state, gradient)
         self.time += 1
         return frame
