@@ -39,7 +39,7 @@ def _map(told: Told, opened: Opened, where: Target, console: Console) -> int:
     total = _predict(told, opened)
     if told.replace:
         _clear(where)
-    noun = "read" if told.resident else "checkpoint" if told.sketch else "tile" if told.engine == "local" else "task"
+    noun = "read" if told.resident else "checkpoint" if told.sketch else "task" if told.spread else "tile"
     meter, before, high = map_meter(console, total, noun), held(), peak()
     try:
         found = compute(told, opened, where, meter)
@@ -51,10 +51,7 @@ def _map(told: Told, opened: Opened, where: Target, console: Console) -> int:
             say(_kept(told, opened, where))
         raise
     measured = peak() - before if peak() > high else 0
-    made, note = mapped(told, opened, found)
-    if note:
-        complain(note, "note")
-    return _finish(told, opened, where, found, made, measured)
+    return _finish(told, opened, where, found, mapped(told, opened, found), measured)
 
 
 def _describe(opened: Opened) -> None:
@@ -83,11 +80,13 @@ def _predict(told: Told, opened: Opened) -> int:
         reads = checkpoint_reads(len(path), told.resident)
         say(f"To read: {size(reads * path.nbytes)} in {reads:,} reads of a checkpoint, {told.resident} kept in memory")
         return reads * path.nbytes
-    plan = gram_plan(path, told.bytes_allowed, parts=fused_parts(path), exact=told.exact, device=device)
-    seconds, limit = predicted(plan, rates(path, device, told.exact))
+    plan = gram_plan(path, told.share, parts=fused_parts(path), exact=told.exact, device=device)
+    seconds, limit = predicted(plan, rates(path, plan, device, told.exact))
+    each = " in each process" if told.spread else ""
+    time = "" if told.spread else f"about {pause(seconds)}, limited by {limit}; "
     say(
-        f"To read: {size(plan.total_bytes)}, each byte once, {size(plan.read_bytes)} at a time; about "
-        f"{pause(seconds)}, limited by {limit}; memory up to {size(plan.peak_bytes)}"
+        f"To read: {size(plan.total_bytes)}, each byte once, {size(plan.read_bytes)} at a time; {time}"
+        f"memory up to {size(plan.peak_bytes)}{each}"
     )
     return plan.total_bytes
 

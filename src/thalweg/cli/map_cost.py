@@ -17,6 +17,8 @@ from thalweg.trajectories.gram_plan import GramPlan
 
 SAMPLE = 8 << 20
 """Bytes that are read to learn how fast they come."""
+PATIENCE = 0.2
+"""Seconds after which that is enough."""
 BLOCK = 1 << 11
 """Columns of the product that is timed, those of a block of the Gram."""
 
@@ -34,16 +36,24 @@ class Rates:
     multiply: float
 
 
-def rates(path: Trajectory, device: torch.device, exact: bool) -> Rates:
-    """Read a sample from the last checkpoint, and multiply one block.
+def rates(path: Trajectory, plan: GramPlan, device: torch.device, exact: bool) -> Rates:
+    """Read a sample from the last checkpoint as the plan would, and multiply some blocks.
 
     What the system already holds in memory reads faster than the rest, so the prediction may be too low.
+
+    Args:
+        path: The checkpoints.
+        plan: How they will be read.
+        device: Where to multiply.
+        exact: In float64.
     """
-    largest = max(path.tensors, key=lambda one: one.numel)
-    began = time.perf_counter()
-    values = path.read(len(path) - 1, largest.name, 0, min(largest.numel, SAMPLE // largest.dtype.itemsize))
-    values.sum()
-    read = values.numel() * values.itemsize / max(time.perf_counter() - began, 1e-9)
+    done, began = 0, time.perf_counter()
+    for tensor in path.tensors:
+        stop = min(tensor.numel, max(1, plan.read_bytes // tensor.dtype.itemsize))
+        done += path.read(len(path) - 1, tensor.name, 0, stop).numel() * tensor.dtype.itemsize
+        if done >= SAMPLE or time.perf_counter() - began > PATIENCE:
+            break
+    read = done / max(time.perf_counter() - began, 1e-9)
     block = torch.ones(len(path), BLOCK, dtype=torch.float64 if exact else torch.float32, device=device)
     counted, began = 0, time.perf_counter()
     while counted < 3 or time.perf_counter() - began < 0.02:

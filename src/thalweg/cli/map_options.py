@@ -68,9 +68,10 @@ class Told:
         decoupled: The decay acts on the weights directly, as in AdamW.
         learning_rate: Learning rate of the training where it was constant; else it is taken from what was logged.
         replace: Begin anew: use no tensors that were finished before.
-        engine: local, or ray: tensors are computed by the machines of a Ray cluster, next to the data.
+        engine: local, or ray: the machines of a Ray cluster compute, each from the files that it has at the same paths.
         address: Address of the Ray cluster; by default one is started here.
-        workers: Processes of a Ray cluster that is started here.
+        workers: Processes that share the work on this machine, and with it the budget; by default one, and with Ray
+            as many as there are cores.
     """
 
     source: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE [SOURCE ...]")]
@@ -110,6 +111,17 @@ class Told:
         return None if self.budget is None else size_of(self.budget)
 
     @property
+    def spread(self) -> bool:
+        """Whether other processes compute."""
+        return self.engine != "local" or (self.workers or 1) > 1
+
+    @property
+    def share(self) -> int | None:
+        """The budget of one process in bytes."""
+        allowed = self.bytes_allowed
+        return allowed // (self.workers or 1) if allowed is not None and self.engine == "local" else allowed
+
+    @property
     def partial(self) -> bool:
         """Whether less than the whole trajectory is asked for."""
         return bool(self.select) or self.steps_from is not None or self.steps_to is not None or self.every != 1
@@ -147,14 +159,15 @@ def parse(arguments: Sequence[str]) -> Told:
             "device": told.device != "cpu",
             "not-finite": told.not_finite != "error",
             "engine": told.engine != "local",
+            "workers": told.workers is not None,
             "budget": told.budget is not None and told.sketch is not None,
             "exact": told.exact and told.sketch is not None,
         }
         for name, is_given in given.items():
             if is_given:
                 raise _together(one_by_one, name, "it reads one checkpoint after the other, on the CPU")
-    if told.engine == "local" and (told.address is not None or told.workers is not None):
-        raise _together("engine local", "address" if told.address is not None else "workers", "they are Ray's")
+    if told.engine == "local" and told.address is not None:
+        raise _together("engine local", "address", "it is that of a Ray cluster")
     decay = {"momentum": told.momentum != 0.0, "decoupled": told.decoupled, "learning-rate": told.learning_rate}
     lonely = [name for name, is_given in decay.items() if is_given]
     if told.weight_decay is None and lonely:

@@ -53,7 +53,7 @@ def _make(subject: Opened, run: Run) -> None:
     told = Told(source=(str(run.path),))
     where = target(told, subject)
     grams = compute(told, subject, where, keep=False)
-    made, _ = mapped(told, subject, grams)
+    made = mapped(told, subject, grams)
     with storing(where.data.parent):
         where.data.parent.mkdir(exist_ok=True)
     save_map(made, where.data, facts(told, subject, grams))

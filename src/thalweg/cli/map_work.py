@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 LEAST = 3
 """Checkpoints that a map needs: with two there is no turn, and no null."""
-MANY = 60
-"""Tensors up to which each gets a map of its own where names tell no layers."""
 
 
 @dataclass(frozen=True)
@@ -139,19 +137,6 @@ def anchor_of(told: Told, path: Trajectory) -> int:
     return path.steps.index(told.anchor)
 
 
-def groups_of(asked: str, path: Trajectory) -> tuple[str | None, str]:
-    """Return how to group, and a sentence where names tell no layers."""
-    from thalweg.trajectories.roles import layer_of
-
-    if asked == "none":
-        return None, ""
-    if asked != "layer" or any(layer_of(one.name) is not None for one in path.tensors):
-        return asked, ""
-    if len(path.tensors) <= MANY:
-        return "tensor", "Names tell no layers: each tensor has a map of its own."
-    return None, "Names tell no layers: there is one map of all parameters."
-
-
 def decay_for(told: Told, opened: Opened) -> Decay | None:
     """Return the weight decay for the decay null: as told, else as the run has it."""
     from thalweg.trajectories.nulls import Decay
@@ -179,7 +164,7 @@ def compute(told: Told, opened: Opened, where: Target, meter: Meter | None = Non
     Raises:
         ThalwegError: Of `thalweg.trajectories.gram.grams`; finished tensors are kept.
     """
-    from thalweg.trajectories.executed import grams_by
+    from thalweg.trajectories.distributed import grams_on
     from thalweg.trajectories.gram import grams
     from thalweg.trajectories.grouping import fused_parts
 
@@ -187,32 +172,36 @@ def compute(told: Told, opened: Opened, where: Target, meter: Meter | None = Non
     common: dict[str, Any] = {"parts": fused_parts(path), "exact": told.exact, "meter": meter}
     if told.sketch is not None:
         return grams(path, sketch=told.sketch, **common)
-    common["budget"] = told.bytes_allowed
+    common["budget"] = told.share
     if told.resident is not None:
         return grams(path, resident=told.resident, **common)
     common |= {"device": told.device, "directory": where.tensors if keep else None}
     common["on_bad"] = "skip" if told.not_finite == "skip" else "raise"
-    if told.engine == "local":
+    if not told.spread:
         return grams(path, **common)
     with _executor(told) as executor:
-        return grams_by(executor, path, **common)
+        return grams_on(executor, path, **common)
 
 
-def mapped(told: Told, opened: Opened, found: Grams) -> tuple[TrajectoryMap, str]:
-    """Return the map of inner products, and a sentence on its groups."""
+def mapped(told: Told, opened: Opened, found: Grams) -> TrajectoryMap:
+    """Return the map of inner products, its groups, and what was skipped."""
     from dataclasses import replace
 
     from thalweg.trajectories.map import trajectory_map
 
-    groups, note = groups_of(told.groups, opened.path)
     made = trajectory_map(
         found,
-        groups=groups,  # type: ignore[arg-type]  # one of the words that it knows
+        groups=None if told.groups == "none" else told.groups,
         anchor=anchor_of(told, opened.path),
         weights=told.weights,
         decay=decay_for(told, opened),
     )
-    return replace(made, notes=(*opened.path.gaps, *made.notes)), note
+    called = {name: f"layer {name}" if told.groups == "layer" and name.isdecimal() else name for name in made.groups}
+    named: dict[str, Any] = {
+        "paths": {called[name]: one for name, one in made.paths.items()},
+        "unchanged": {called[name]: one for name, one in made.unchanged.items()},
+    }
+    return replace(made, notes=(*opened.path.gaps, *made.notes), **named)
 
 
 def facts(told: Told, opened: Opened, found: Grams) -> dict[str, object]:
@@ -240,18 +229,18 @@ def facts(told: Told, opened: Opened, found: Grams) -> dict[str, object]:
 
 
 def _executor(told: Told) -> AbstractContextManager[Executor]:
-    """Return the executor of another engine; modules of engines have ``executor(address=, workers=)``."""
+    """Return what executes the tasks."""
+    if told.engine == "local":
+        from thalweg.engines import LocalEngine
+
+        return LocalEngine(told.workers)
     try:
-        engine = importlib.import_module(f"thalweg.engines.{told.engine}")
+        engine: Any = importlib.import_module("thalweg.engines.ray").RayEngine
     except ImportError as error:
         raise MissingExtra(
-            explain(
-                f"--engine {told.engine} cannot be used: {error}",
-                "it is an optional part",
-                f"pip install 'thalweg[{told.engine}]', or leave --engine out",
-            )
+            explain(f"--engine ray cannot be used: {error}", "Ray is an optional part", "pip install 'thalweg[ray]'")
         ) from error
-    made: AbstractContextManager[Executor] = engine.executor(address=told.address, workers=told.workers)
+    made: AbstractContextManager[Executor] = engine(address=told.address, workers=told.workers)
     return made
 
 

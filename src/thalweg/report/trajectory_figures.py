@@ -69,20 +69,24 @@ def map_figure(found: TrajectoryMap) -> go.Figure:
 def beyond_figure(found: TrajectoryMap) -> go.Figure:
     """Draw the map less its null, the relative map less that of a random walk, and the cosines of updates.
 
-    Updates below the precision floor of the stored weights are hatched.
+    Differences are small beside cosines, so the first two have scales of their own, which their titles tell. Updates
+    below the precision floor of the stored weights are hatched.
 
     Args:
         found: A trajectory map.
     """
     path, walk = found.path(), nulls_for(found.path())["walk"]
     null, words = closest_null(found)
-    titles = (f"cosine − {words}", "relative cosine − random walk", "cosine of updates")
-    figure = make_subplots(rows=1, cols=3, subplot_titles=titles, horizontal_spacing=0.07)
-    style: dict[str, Any] = {"signed": True, "showscale": False, "showlegend": False}
     rest = np.arange(len(path)) != found.anchor
     relative = (path.relative(found.anchor) - walk.relative(found.anchor))[np.ix_(rest, rest)]
-    figure.add_trace(heatmap(path.similarity - null, path.steps, name="difference", **style), 1, 1)
-    figure.add_trace(heatmap(relative, path.steps[rest], name="difference", **style), 1, 2)
+    beyond = path.similarity - null
+    first, second = _reach(beyond), _reach(relative)
+    titles = (f"cosine − {words}, ±{first:g}", f"relative − random walk, ±{second:g}", "cosine of updates, ±1")
+    figure = make_subplots(rows=1, cols=3, subplot_titles=titles, horizontal_spacing=0.07)
+    style: dict[str, Any] = {"signed": True, "showscale": False, "showlegend": False}
+    figure.add_trace(heatmap(beyond, path.steps, name="difference", **style, zmin=-first, zmax=first), 1, 1)
+    part = path.steps[rest]
+    figure.add_trace(heatmap(relative, part, name="difference", **style, zmin=-second, zmax=second), 1, 2)
     style["showscale"] = True
     figure.add_trace(heatmap(path.updates, path.steps[:-1], name="cosine", **style), 1, 3)
     stripes = hatching(found.precision().mask, path.steps[:-1], showlegend=False)
@@ -101,7 +105,7 @@ def groups_figure(found: TrajectoryMap) -> go.Figure:
     figure = go.Figure()
     if not names:
         return figure
-    columns = min(8, max(3, math.ceil(math.sqrt(1.6 * len(names)))))
+    columns = min(8, max(3, math.ceil(math.sqrt(1.6 * len(names))))) if len(names) > 5 else max(3, len(names))
     rows = math.ceil(len(names) / columns)
     at = chosen(len(found.steps), SMALL)
     maps = [found.path(group).similarity[np.ix_(at, at)] for group in names]
@@ -311,6 +315,12 @@ def _finish(figure: go.Figure, height: int) -> go.Figure:
         plot_bgcolor="rgba(0,0,0,0)",
         height=height,
     )
+
+
+def _reach(values: Floats) -> float:
+    """Return the least 1, 2 or 5 of a power of ten, from 0.02 on, that no value exceeds."""
+    most = float(np.nanmax(np.abs(values))) if np.isfinite(values).any() else 0.0
+    return next((reach for reach in (0.02, 0.05, 0.1, 0.2, 0.5, 1.0) if most <= reach), 2.0)
 
 
 def _square(figure: go.Figure) -> go.Figure:

@@ -32,7 +32,8 @@ SEE = {
     "hardly turn. The hover tells the same of a process without direction.",
     "beyond": "Left: the map less what unrelated updates would give. Middle: the map as seen from the start, less that "
     "of a random walk with the same sizes of updates. Right: the cosine between updates; a random walk has 0 off the "
-    "diagonal. Red is more alike than that, blue less. Stripes: rounding of the stored weights rules.",
+    "diagonal. Red is more alike than that, blue less; each has its own scale, above it. "
+    "Stripes: rounding of the stored weights rules.",
     "groups": "The map of each group of parameters on one scale, with its mean similarity.",
     "length": "How far the weights are from where they began, beside a line and a random walk of the same updates; "
     "their norm; and the size of each update over that of the weights. Stripes: updates below the precision floor.",
