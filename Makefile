@@ -12,7 +12,7 @@ FLOW_TIME ?= $(if $(findstring --quick,$(RUN_FLAGS)),240,600)
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.ready-run
-	$(BIN)/thalweg run --out $(RUN_OUT) --replace $(RUN_FLAGS)
+	$(BIN)/thalweg run --out $(RUN_OUT) --replace --checkpoint-every 10 $(RUN_FLAGS)
 	-$(BIN)/thalweg flow $(RUN_OUT) --time $(FLOW_TIME)  # a run with mini-batches has no forecast, and is still a run
 
 # One thread: on tensors of this size a second one only waits, and takes the core from whatever else runs.
