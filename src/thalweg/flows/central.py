@@ -37,7 +37,7 @@ class CentralMap(Segmented):
         if self.leading is None:
             fresh, _ = self._refresh(first=True)
             self.interval = FIRST if float(fresh[0]) < FAR else 1
-        self._resume, self._emitted = self._snapshot(), 0
+        self._hold()
         while True:
             begin = (self.w, self.state, self.time, self.block, self.start, self.leading, self._here, self._squares)
             watched = 0 if self.block is None else self.block.count

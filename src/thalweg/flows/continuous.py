@@ -65,7 +65,7 @@ class CentralFlow(Segmented):
         if self.leading is None:
             fresh, _ = self._renew(0.0, first=True)
             self.span = float(FIRST) if float(fresh[0]) < FAR else 1.0
-        self._resume, self._emitted = self._snapshot(), 0
+        self._hold()
         begin, here, clock = self.time, self._here, float(self.state["step"])
         point, origin, path = self._point(), (self.block, self.start, self._drift, self._middle), self.path
         before = self.leading

@@ -56,7 +56,8 @@ def oscillation(
     root = torch.linalg.cholesky(block.in_metric(metric)).T
     variance, turned = torch.linalg.eigh(root @ X @ root.T)
     variance, turned = variance.flip(0).clamp_min(0.0), turned.flip(1)
-    directions = block.U @ torch.linalg.solve_triangular(root, turned, upper=True).to(block.U)
+    turn = torch.linalg.solve_triangular(root, turned, upper=True)
+    directions = block.U @ turn.to(block.U)
     scale = metric.to(block.U)
     images = LIMIT * directions * (scale[:, None] if scale.ndim else scale)
     weights = variance.to(block.U)
@@ -70,4 +71,5 @@ def oscillation(
     }
     rest = torch.empty(0, dtype=torch.float64) if known is None else known[block.count :]
     averaged = sample + images[where].square() @ weights
-    return Frame(time, w, values, torch.cat([effective, rest]), variance, directions, metric, sample, averaged)
+    seen = torch.cat([effective, rest])
+    return Frame(time, w, values, seen, variance, block.U, turn, metric, sample, averaged)

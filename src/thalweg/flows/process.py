@@ -49,7 +49,8 @@ class Frame:
         values: Scalars by name; see `thalweg.flows.result` for units.
         eigenvalues: Effective eigenvalues (of ``P^{-1} H``) known here, descending, or None.
         X: Covariance of the oscillation in the basis of ``directions``, or None.
-        directions: Critical eigenvectors in weight space, ``(P, k)``, ``U' P U = I``, in which X is diagonal.
+        basis: Critical directions in weight space, ``(P, k)``, shared by the frames of a segment, or None.
+        turn: ``(k, k)``: ``basis @ turn`` are `directions`.
         metric: ``P`` of this step.
         sample: Squared entries of the gradient at the coordinates of `sampled`, or None.
         predicted_sample: Their averages over the oscillation, or None.
@@ -60,10 +61,16 @@ class Frame:
     values: dict[str, float] = field(default_factory=dict)
     eigenvalues: Tensor | None = None
     X: Tensor | None = None
-    directions: Tensor | None = None
+    basis: Tensor | None = None
+    turn: Tensor | None = None
     metric: Tensor | None = None
     sample: Tensor | None = None
     predicted_sample: Tensor | None = None
+
+    @property
+    def directions(self) -> Tensor | None:
+        """Critical eigenvectors, ``(P, k)``, ``U' P U = I``, in which X is diagonal; None where nothing oscillates."""
+        return self.basis if self.basis is None or self.turn is None else self.basis @ self.turn.to(self.basis)
 
 
 def sampled(size: int) -> Tensor:

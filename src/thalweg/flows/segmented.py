@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import abstractmethod
 from dataclasses import replace
@@ -51,7 +52,7 @@ class Segmented(Process):
         self.looks: list[tuple[float, float]] = []
         self._ready: list[Frame] = []
         self._here: tuple[float, Tensor] | None = None
-        self._resume: dict[str, Tensor] = {}
+        self._held: Segmented | None = None
         self._emitted = 0
 
     @property
@@ -189,9 +190,16 @@ class Segmented(Process):
             state |= {"U": self.block.U.clone(), "A": self.block.A.clone(), "D": self.block.D.clone()}
         return state
 
+    def _hold(self) -> None:
+        """Remember this point as the start of a segment. Vectors are shared: nothing writes into them."""
+        self._held = None
+        held = copy.copy(self)
+        held.ledger, held.tracker, held._ready = copy.copy(self.ledger), copy.copy(self.tracker), []
+        self._held, self._emitted = held, 0
+
     def state_dict(self) -> dict[str, Tensor]:
         """The start of the present segment, and how much of it was given out."""
-        return (self._resume or self._snapshot()) | {"emitted": torch.tensor(self._emitted)}
+        return (self._held or self)._snapshot() | {"emitted": torch.tensor(self._emitted)}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Continue where `state_dict` was taken."""

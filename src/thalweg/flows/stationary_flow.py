@@ -64,7 +64,7 @@ class StationaryFlow(Process):
         active = U[:, : int((xi > 0).sum())]
         move = DAMP * (active @ (active.T @ push)) - push / metric.to(push)
         sharpness = torch.tensor([found.sharpness], dtype=torch.float64)
-        frame = Frame(self.time, self.w, self._values(value, gradient, found), sharpness, xi, U, metric)
+        frame = Frame(self.time, self.w, self._values(value, gradient, found), sharpness, xi, U, metric=metric)
         self.w, self.time = self.w + move, self.time + 1
         return frame
 

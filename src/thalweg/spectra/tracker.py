@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -159,6 +160,12 @@ class EigenTracker:
             products=operator.products - first,
             stop=Stop.CONVERGED,
         )
+
+    def __copy__(self) -> EigenTracker:
+        """A tracker that goes on from here on its own; vectors are shared, as none is ever written into."""
+        other = EigenTracker.__new__(EigenTracker)
+        other.__dict__ = self.__dict__ | {"_history": copy.copy(self._history), "events": list(self.events)}
+        return other
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything the next update depends on, as tensors: loading it resumes bit for bit."""
