@@ -13,10 +13,10 @@ from thalweg import open_run
 from thalweg.cli import map_work
 from thalweg.cli.main import main
 from thalweg.cli.map_options import parse, size_of
-from thalweg.errors import InvalidInput
+from thalweg.errors import InvalidInput, StorageError
 from thalweg.runs.analyses import read_analysis
 from thalweg.runs.sources import trajectory
-from thalweg.trajectories import gram_tasks
+from thalweg.trajectories import gram_store, gram_tasks
 from thalweg.trajectories.gram_result import open_grams
 from thalweg.trajectories.map import trajectory_map
 from thalweg.trajectories.stored import open_map
@@ -176,6 +176,18 @@ def test_a_run_has_its_map_and_its_report(mine, capsys):
     assert (mine / "analyses/trajectory-30.nc").read_bytes() == before, "a part does not take the place of the whole"
 
 
+def test_a_run_that_went_on_has_one_map_of_all(mine):
+    assert main(["run", "--resume", str(mine), "--steps", "40"]) == 0
+    assert [path.name for path in (mine / "analyses").glob("trajectory*.nc")] == ["trajectory-40.nc"]
+    assert open_map(mine / "analyses/trajectory-40.nc").steps.tolist() == list(range(0, 41, 5))
+    assert main(["map", str(mine)]) == 0  # asked for, so it stays
+    assert main(["run", "--resume", str(mine), "--steps", "50"]) == 0
+    assert sorted(path.name for path in (mine / "analyses").glob("trajectory*.nc")) == [
+        "trajectory-40.nc",
+        "trajectory-50.nc",
+    ]
+
+
 def test_the_report_makes_the_map_that_is_missing(mine, capsys):
     shutil.rmtree(mine / "analyses")
     assert main(["report", str(mine)]) == 0
@@ -293,10 +305,28 @@ def test_a_budget_that_is_too_small_tells_the_least(folder, capsys):
     assert main(["map", "ckpt", "--budget", str(least)]) == 0
 
 
-def test_a_full_disk_is_an_error_that_leaves_nothing_half(folder, capsys):
+def test_a_full_disk_keeps_what_was_finished(folder, capsys, monkeypatch):
+    real, calls = gram_store.write_tensors, []
+
+    def full(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise StorageError("No space left on device.")
+        real(*arguments)
+
+    monkeypatch.setattr(gram_store, "write_tensors", full)
+    assert main(["map", "ckpt"]) == 1
+    out, err = capsys.readouterr()
+    assert "No space left" in err
+    assert "kept in ckpt-map/tensors (2 files)" in out
+    monkeypatch.setattr(gram_store, "write_tensors", real)
+    assert main(["map", "ckpt"]) == 0
+    assert "2 tensors were finished before" in capsys.readouterr().out
+
+
+def test_results_that_cannot_be_written(folder, capsys):
     Path("taken").write_text("a file")
-    err = failed(capsys, "ckpt", "--out", "taken", code=1)
-    assert "taken" in err
+    assert "taken" in failed(capsys, "ckpt", "--out", "taken", code=1)
 
 
 def test_one_checkpoint_is_no_path(folder, capsys):

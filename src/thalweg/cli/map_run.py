@@ -38,15 +38,18 @@ def refresh(run: Run | str | Path) -> str | None:
         if path.nbytes * len(path) > BYTES or len(path) > CHECKPOINTS:
             return f"The checkpoints are many. For their map: thalweg map {opened.path}"
         found = analyses(opened.path, KIND)
-        if found and read_analysis(found[-1][1], KIND).attrs.get("fingerprint") == subject.fingerprint:
+        before = read_analysis(found[-1][1], KIND).attrs if found else {}
+        if before.get("fingerprint") == subject.fingerprint:
             return None
-        _make(subject, opened)
+        made = _make(subject, opened)
+        if before.get("automatic") == "yes" and found[-1][1] != made:
+            found[-1][1].unlink(missing_ok=True)  # a run that goes on would gather one for each page
     except ThalwegError as error:
         return f"There is no map of the checkpoints: {error}"
     return None
 
 
-def _make(subject: Opened, run: Run) -> None:
+def _make(subject: Opened, run: Run) -> Path:
     from thalweg.runs.files import storing
     from thalweg.trajectories.stored import save_map
 
@@ -56,4 +59,4 @@ def _make(subject: Opened, run: Run) -> None:
     made = mapped(told, subject, grams)
     with storing(where.data.parent):
         where.data.parent.mkdir(exist_ok=True)
-    save_map(made, where.data, facts(told, subject, grams))
+    return save_map(made, where.data, {**facts(told, subject, grams), "automatic": True})
