@@ -12,15 +12,17 @@ from rich.console import Console
 
 from thalweg.cli.meter import BarMeter, LineMeter, RunMeter, duration
 from thalweg.errors import InvalidInput, explain
-from thalweg.runs.sources import Trajectory
+from thalweg.runs.sources import TensorInfo, Trajectory
 from thalweg.trajectories.gram_plan import GramPlan
+from thalweg.trajectories.products import Products
+from thalweg.trajectories.tiles import layout
 
 SAMPLE = 8 << 20
 """Bytes that are read to learn how fast they come."""
 PATIENCE = 0.2
 """Seconds after which that is enough."""
-BLOCK = 1 << 11
-"""Columns of the product that is timed, those of a block of the Gram."""
+SAMPLED = 1 << 14
+"""Elements of the sample that is multiplied."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Rates:
 
     Attributes:
         read: Bytes a second.
-        multiply: Floating-point operations a second, of products in blocks.
+        multiply: Bytes of checkpoints a second that are subtracted and multiplied.
     """
 
     read: float
@@ -37,7 +39,7 @@ class Rates:
 
 
 def rates(path: Trajectory, plan: GramPlan, device: torch.device, exact: bool) -> Rates:
-    """Read a sample from the last checkpoint as the plan would, and multiply some blocks.
+    """Read a sample from the last checkpoint as the plan would, and multiply one that is in memory.
 
     What the system already holds in memory reads faster than the rest, so the prediction may be too low.
 
@@ -54,18 +56,21 @@ def rates(path: Trajectory, plan: GramPlan, device: torch.device, exact: bool) -
         if done >= SAMPLE or time.perf_counter() - began > PATIENCE:
             break
     read = done / max(time.perf_counter() - began, 1e-9)
-    block = torch.ones(len(path), BLOCK, dtype=torch.float64 if exact else torch.float32, device=device)
-    counted, began = 0, time.perf_counter()
-    while counted < 3 or time.perf_counter() - began < 0.02:
-        float((block @ block.T).sum())  # waits for an accelerator
-        counted += 1
-    flops = 2 * len(path) ** 2 * BLOCK * counted
-    return Rates(read, flops / max(time.perf_counter() - began, 1e-9))
+    one = TensorInfo("sample", (SAMPLED,), path.tensors[0].dtype)
+    rows = torch.linspace(0, 1, len(path) * SAMPLED).reshape(len(path), SAMPLED).to(one.dtype)
+    took = []
+    for _ in range(2):  # the first one loads the library of the products
+        began = time.perf_counter()
+        products = Products(path.steps, layout(one), exact=exact, device=device)
+        products.add(rows, 0, SAMPLED)
+        products.finish()
+        took.append(time.perf_counter() - began)
+    return Rates(read, rows.numel() * rows.itemsize / max(min(took), 1e-9))
 
 
 def predicted(plan: GramPlan, found: Rates) -> tuple[float, str]:
     """Return the seconds that a plan takes where reading and multiplying overlap, and which of them is the limit."""
-    reading, multiplying = plan.total_bytes / found.read, plan.flops / found.multiply
+    reading, multiplying = plan.total_bytes / found.read, plan.total_bytes / found.multiply
     return (reading, "reading") if reading > multiplying else (multiplying, "multiplying")
 
 
