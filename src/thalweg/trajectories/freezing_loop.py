@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -27,7 +26,7 @@ class Cost:
 
     Attributes:
         flops: Of matrix products and convolutions, forward and backward, as counted by torch.
-        seconds: Median wall-clock time of a step, the optimizer's part included.
+        seconds: Least wall-clock time of a step, the optimizer's part included; what else the machine does only adds.
     """
 
     flops: int
@@ -149,14 +148,14 @@ class TrainingRun:
         return self._evaluate(*self.job.data)[0]
 
     def cost(self) -> Cost:
-        """Count the operations of a step on a copy, and take the median time of those done."""
+        """Count the operations of a step on a copy, and take the least time of those done."""
         twin = copy.deepcopy(self.model).train()
         inputs, targets = (tensor[: self.job.batch_size] for tensor in self.job.data)
         with FlopCounterMode(display=False) as counter:
             value = self.job.loss(twin(inputs), targets)
             if value.requires_grad:
                 value.backward()
-        return Cost(counter.get_total_flops(), float(np.median(self._seconds)) if self._seconds else float("nan"))
+        return Cost(counter.get_total_flops(), min(self._seconds) if self._seconds else float("nan"))
 
     def _evaluate(self, inputs: Tensor, targets: Tensor) -> tuple[float, float]:
         self.model.eval()
