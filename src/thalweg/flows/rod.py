@@ -7,22 +7,18 @@ import math
 import torch
 from torch import Tensor
 
-from thalweg.errors import InvalidInput, explain
-from thalweg.flows.laws import Law, learning_rate
-from thalweg.flows.process import Frame, Process
+from thalweg.flows.laws import Law
+from thalweg.flows.process import Frame
 from thalweg.flows.stabilised import chebyshev_step
-from thalweg.operators import hessian
+from thalweg.flows.walls import SEED, Walls
 from thalweg.problem import Problem
-from thalweg.rules import GradientDescent, State
-from thalweg.spectra import top_eigenpairs
+from thalweg.rules import State
 
-SEED = 1e-3
-"""First half length of the rod over the length of the weights (or 1): it needs something to grow from."""
 STAGES = 6
 """Gradients of both walls, and as many along them, in a unit of time: stable up to effective eigenvalues of 5.8."""
 
 
-class RodFlow(Process):
+class RodFlow(Walls):
     r"""Gradient descent as a rod ``c - d`` to ``c + d`` between successive points, in continuous time.
 
     .. math::
@@ -59,57 +55,21 @@ class RodFlow(Process):
     name = "rod"
 
     def __init__(self, problem: Problem, law: Law, w: Tensor, state: State, seed: float = SEED) -> None:
-        if not isinstance(law.rule, GradientDescent) or not seed > 0:
-            raise InvalidInput(
-                explain(
-                    f"The rod flow was asked for with {law.rule.name} and seed={seed}",
-                    "it is known for gradient descent, and grows from a positive length",
-                    "Leave the rod process out, or use GradientDescent",
-                )
-            )
-        super().__init__(problem, law, w, state)
-        length = float(self.w.norm())
-        eps = torch.finfo(w.dtype).eps
-        self._least = eps ** (1 / 3) * max(length, 1.0)
-        self._short = eps**0.5 * max(length, 1.0)
-        self.amplitude = seed * (length or 1.0)
-        self._direction: Tensor | None = None
+        super().__init__(problem, law, w, state, seed)
+        self._short = torch.finfo(w.dtype).eps ** 0.5 * max(float(self.w.norm()), 1.0)
 
     def step(self) -> Frame:
         """Record the flow at this time, and integrate over one unit."""
-        if self._direction is None:
-            with hessian(self.problem, self.w) as curvature:
-                pairs = top_eigenpairs(curvature, 1, tol=1e-2)
-                self.ledger.products += curvature.products
-                self.ledger.linearisations += 1
-            self._direction = pairs.vectors[:, 0]
-        u, a, w = self._direction, self.amplitude, self.w
-        h = max(a, self._least)  # shorter secants would be rounding
-        (high, up), (low, down) = self.gradient(w + h * u), self.gradient(w - h * u)
-        up, down = self.law.force(up, w + h * u), self.law.force(down, w - h * u)
-        mean, eta = (up + down) / 2, self._rate(0.0)
-        centre = float(self.problem.value(w))
-        self.ledger.gradients += 0.35  # a forward pass
-        values = {
-            "loss": centre,
-            "squared_gradient": float(mean @ mean),
-            "predicted_loss": (high + low) / 2 if h == a else centre + (a / h) ** 2 * ((high + low) / 2 - centre),
-            "amplitude": a,
-            "effective_sharpness": eta * float(u @ (up - down)) / (2 * h),
-        }
-        frame = Frame(self.time, w, values)
-        size = torch.tensor([math.log(a)], dtype=w.dtype, device=w.device)
-        begin = [w, u, size]
+        frame, _, _ = self.look()
+        size = torch.tensor([math.log(self.amplitude)], dtype=self.w.dtype, device=self.w.device)
+        begin = [self.w, self.direction, size]
         end = chebyshev_step(begin, self._velocity(0.0, begin), 1.0, self._velocity, STAGES)
-        self.w, self._direction = end[0], end[1] / end[1].norm()
-        # Where the rod is stable it would shrink to rounding; the seed is as small as it gets.
-        self.amplitude = max(math.exp(min(float(end[2]), 80.0)), 1e-3 * self._least)
-        self.state, self.time = {"step": self.state["step"] + 1}, self.time + 1
+        self.arrive(end[0], end[1], math.exp(min(float(end[2]), 80.0)))
         return frame
 
     def _velocity(self, time: float, point: list[Tensor]) -> list[Tensor]:
         """Velocities of the centre, of the direction, and of the logarithm of the half length."""
-        c, eta = point[0], self._rate(time)
+        c, eta = point[0], self.rate(time)
         u = point[1] / point[1].norm()
         h = max(math.exp(min(float(point[2]), 80.0)), self._least)
         up, down = self._force(c + h * u), self._force(c - h * u)
@@ -126,17 +86,3 @@ class RodFlow(Process):
 
     def _force(self, w: Tensor) -> Tensor:
         return self.law.force(self.gradient(w)[1], w)
-
-    def _rate(self, time: float) -> float:
-        return learning_rate(self.law.rule, {"step": self.state["step"] + 1 + time})
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """With direction and half length."""
-        state = super().state_dict() | {"amplitude": torch.tensor(self.amplitude, dtype=torch.float64)}
-        return state if self._direction is None else state | {"direction": self._direction.clone()}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Continue where `state_dict` was taken."""
-        super().load_state_dict(state)
-        self.amplitude = float(state["amplitude"])
-        self._direction = state["direction"].clone() if "direction" in state else None
