@@ -54,8 +54,8 @@ def judge(rows: list[dict[str, Any]]) -> tuple[str, str]:
         f"by {alone.mean():.4f} alone and by {within.mean():.4f} with momentum (more in {together.sum()} of "
         f"{len(seeds)}). The decay null, in which what is added is unrelated to the old weights, falls by "
         f"{share.min():.1f} to {share.max():.1f} times what decay adds under momentum, and by {total.min():.1f} to "
-        f"{total.max():.1f} times all that both do{reading if min(share.min(), total.min()) > 1 else ''}. Ten times the "
-        f"rate in place of momentum, so that rate / (1 - momentum) is the same, makes decay lower it by "
+        f"{total.max():.1f} times all that both do{reading if min(share.min(), total.min()) > 1 else ''}. Ten times "
+        f"the rate in place of momentum, so that rate / (1 - momentum) is the same, makes decay lower it by "
         f"{rate.min():.2f} to {rate.max():.2f} of what it does under momentum"
     )
     if bool(lowest.all() and together.all()):

@@ -130,7 +130,7 @@ class TrainingRun:
             at = order[first : first + size].to(inputs.device)
             begin = time.perf_counter()
             self._optimizer.zero_grad()
-            self.job.loss(self.model(inputs[at]), targets[at]).backward()
+            torch.autograd.backward(self.job.loss(self.model(inputs[at]), targets[at]))
             self._optimizer.step()
             with torch.no_grad():
                 for p, mask, values in self._fixed:
@@ -154,14 +154,14 @@ class TrainingRun:
         with FlopCounterMode(display=False) as counter:
             value = self.job.loss(twin(inputs), targets)
             if value.requires_grad:
-                value.backward()
+                torch.autograd.backward(value)
         return Cost(counter.get_total_flops(), min(self._seconds) if self._seconds else float("nan"))
 
     def _evaluate(self, inputs: Tensor, targets: Tensor) -> tuple[float, float]:
         self.model.eval()
         losses, scores = 0.0, 0.0 if self.job.score is not None else float("nan")
         with torch.no_grad():
-            for x, y in zip(inputs.split(1024), targets.split(1024)):
+            for x, y in zip(torch.split(inputs, 1024), torch.split(targets, 1024)):
                 out = self.model(x)
                 losses += float(self.job.loss(out, y)) * len(x)
                 if self.job.score is not None:
