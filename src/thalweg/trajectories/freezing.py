@@ -193,5 +193,5 @@ def _notes(full: Frozen, runs: Sequence[Frozen]) -> tuple[str, ...]:
         "Frozen weights left the optimizer, with their decay; optimizer state and schedule of the others went on; "
         "BatchNorm was in training mode.",
         f"A frozen step takes {flops:.0%} of the operations and {time:.0%} of the time of a full one: the forward pass "
-        "stays, and activations flow back; only gradients of frozen weights are skipped, about a third of a deep network.",
+        "stays, and activations flow back; only gradients of frozen weights are skipped: a third of a deep network.",
     )
