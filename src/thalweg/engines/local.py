@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import os
 import pickle
 import threading
 import weakref
@@ -17,7 +16,7 @@ from types import TracebackType
 from typing import Any
 
 from thalweg.engines.outcome import Outcome, WorkerLost, deliver, lost, name_of
-from thalweg.engines.worker import READY, Worker, answer_of
+from thalweg.engines.worker import READY, Worker, answer_of, cores
 from thalweg.errors import DistributedError, InvalidInput, explain
 
 STARTS = 3
@@ -258,11 +257,6 @@ class _Pool:
         for task in held:
             if not task.future.done():
                 task.future.set_exception(error)
-
-
-def cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _unsendable(name: str, error: Exception) -> InvalidInput:

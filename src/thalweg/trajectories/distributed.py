@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from thalweg.errors import InvalidInput, RunFolderError, StorageError, explain
@@ -124,12 +125,19 @@ def _collect(
     driver = _where()
     try:
         with _submitted(executor, missing, readers, driver) as futures:
-            for future in as_completed(futures):
-                partial = future.result()
-                kept.save(futures[future], partial)
-                done, size = done + 1, size + partial.bytes_read
-                meter.step({"step": done, "bytes": size})
-                yield partial
+            try:
+                for future in as_completed(list(futures)):
+                    partial = _own(future.result())
+                    task = futures.pop(future)
+                    kept.save(task, partial)
+                    done, size = done + 1, size + partial.bytes_read
+                    meter.step({"step": done, "bytes": size})
+                    yield partial
+            except BaseException:  # what the others have done by now is not lost
+                for future, task in futures.items():
+                    if future.done() and not future.cancelled() and future.exception() is None:
+                        kept.save(task, _own(future.result()))
+                raise
     finally:
         meter.close()
 
@@ -167,6 +175,11 @@ def on_worker(task: GramTask, readers: int, driver: str) -> Partial:
                 "Mount the files there under the same path, or keep tasks to the machines that have them",
             )
         ) from error
+
+
+def _own(partial: Partial) -> Partial:
+    """Copy the arrays of a result, which may be read-only views of memory that an engine shares among processes."""
+    return replace(partial, moments=np.array(partial.moments), unchanged=np.array(partial.unchanged))
 
 
 def _where() -> str:
