@@ -267,7 +267,7 @@ def test_ray_ends_with_its_driver(tmp_path, ending):
         process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
     names = {p: p.name() for p in below if p.is_running()}
-    _, alive = psutil.wait_procs(below, timeout=15)
+    _, alive = psutil.wait_procs(below, timeout=5 if ending == "killed" else 15)
     if ending == "killed":  # two helpers of Ray's first try for a minute to tell the head that they end
         assert {names.get(p, "gone") for p in alive} <= {"ray::DashboardAgent", "ray::RuntimeEnvAgent"}
         for process in alive:

@@ -211,6 +211,7 @@ def test_wrong_arguments_are_refused_before_anything_runs(points):
     assert not sent.names
 
 
+@pytest.mark.slow
 def test_parts_need_not_travel(points):
     def halves(tensor):
         return {"a": [(0, 2048)], "b": [(2048, 6144)]} if tensor.name == "qkv" else None
