@@ -55,12 +55,12 @@ def test_the_centre_follows_the_rule_to_second_order():
 def test_in_the_tilted_valley_it_averages_to_limit_and_variance_after_an_overshoot():
     eta, e = 0.3, 0.03
     flow = begin(valley(e=e, z=1.0, start=(0.05, 6.2)), GradientDescent(lr=eta))
-    frames = [flow.step() for _ in range(450)]
+    frames = [flow.step() for _ in range(900)]
     y = np.array([float(f.w[1]) for f in frames])
     amplitude = np.array([f.values["amplitude"] for f in frames])
     # y is the sharpness where x is 0, and x is of the order e: hence 0.5 % here, and 0.14 % at e = 0.01.
-    assert y[300:].mean() == pytest.approx(2 / eta, rel=5e-3)
-    assert (amplitude[300:] ** 2).mean() == pytest.approx(2 * e, rel=2e-2)
+    assert y[450:].mean() == pytest.approx(2 / eta, rel=5e-3)
+    assert (amplitude[450:] ** 2).mean() == pytest.approx(2 * e, rel=1e-2)
     assert y.max() > 2 / eta + 0.3, "the central flow cannot show this"
 
 
