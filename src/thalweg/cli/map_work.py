@@ -188,6 +188,7 @@ def mapped(told: Told, opened: Opened, found: Grams) -> TrajectoryMap:
     from dataclasses import replace
 
     from thalweg.trajectories.map import trajectory_map
+    from thalweg.trajectories.recorded import bursts_of
 
     made = trajectory_map(
         found,
@@ -201,7 +202,8 @@ def mapped(told: Told, opened: Opened, found: Grams) -> TrajectoryMap:
         "paths": {called[name]: one for name, one in made.paths.items()},
         "unchanged": {called[name]: one for name, one in made.unchanged.items()},
     }
-    return replace(made, notes=(*opened.path.gaps, *made.notes), **named)
+    bursts = () if opened.run is None else bursts_of(opened.run)
+    return replace(made, notes=(*opened.path.gaps, *made.notes), bursts=bursts, **named)
 
 
 def facts(told: Told, opened: Opened, found: Grams) -> dict[str, object]:

@@ -78,7 +78,7 @@ def trajectory_sections(found: TrajectoryMap, marks: Hallmarks | None = None, *,
         )
         for key, draw in DRAW.items()
     ]
-    return [*figures, _numbers(found.table()), _labels(marks)]
+    return [*figures, _numbers(found.table()), _bursts(found), _labels(marks)]
 
 
 def run_sections(found: TrajectoryMap) -> list[str]:
@@ -157,6 +157,22 @@ def _numbers(found: MeasureTable) -> str:
         '<section aria-labelledby="trajectory-numbers"><h2 id="trajectory-numbers">Numbers beside their nulls</h2>'
         "<p>The nulls have the steps and the sizes of the updates of this path: all in one direction, in unrelated "
         f"directions, or from independent draws around a centre.</p>{table(heads, rows)}</section>"
+    )
+
+
+def _bursts(found: TrajectoryMap) -> str:
+    if not found.bursts:
+        return ""
+    heads = ("steps", "cosine of neighbouring updates", "curvature felt", "standard error", "drift")
+    rows = [
+        (f"{one.first:,} to {one.last:,}", *map(_cell, (one.cosine, one.sharpness, one.standard_error, one.drift)))
+        for one in found.bursts
+    ]
+    return (
+        '<section aria-labelledby="trajectory-bursts"><h2 id="trajectory-bursts">Consecutive steps</h2>'
+        "<p>The cosine tells the curvature along the updates without any Hessian product, R = 2 (μ − cosine) / η, "
+        "where they are stationary: where the drift is near 0. At the edge of stability without momentum the cosine is −1. "
+        f"Estimated from projections.</p>{table(heads, rows)}</section>"
     )
 
 

@@ -37,6 +37,7 @@ def headline(found: TrajectoryMap, marks: Hallmarks | None = None) -> list[str]:
         *_similar(found, table),
         *_groups(found),
         *_saturation(marks),
+        *_bursts(found),
     ]
 
 
@@ -220,3 +221,15 @@ def _saturation(marks: Hallmarks | None) -> list[str]:
 
 def _signed(value: float) -> str:
     return f"+{fixed(value)}" if value > 0 else fixed(value)
+
+
+def _bursts(found: TrajectoryMap) -> list[str]:
+    """Curvature along the updates, from the last burst of consecutive steps."""
+    if not found.bursts:
+        return []
+    last = found.bursts[-1]
+    told = f"From step {last.first:,} to {last.last:,} consecutive updates have a cosine of {fixed(last.cosine)}"
+    if math.isfinite(last.sharpness):
+        error = f" ± {number(last.standard_error)}" if math.isfinite(last.standard_error) else ""
+        told += f", which on a quadratic tells a curvature of {number(last.sharpness)}{error} along them"
+    return [told + "."]

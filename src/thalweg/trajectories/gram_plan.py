@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from thalweg.errors import InvalidInput, explain
-from thalweg.trajectories.prefetch import ring_bytes
+from thalweg.trajectories.prefetch import extent
 from thalweg.trajectories.products import buffer_length
 from thalweg.trajectories.tiles import BLOCK, Layout, PartsOf, Source, layout
 

@@ -191,7 +191,7 @@ def hallmarks(
             for label, rows in tests.items()
             if rows and all(met for _, met in rows)
         ]
-    shaken = oscillation(path, found.learning_rate, momentum)
+    shaken = [*oscillation(path, found.learning_rate, momentum), *(found.bursts if group == WHOLE else ())]
     if not shaken:
         notes.append("Oscillating needs a burst of consecutive steps, of which there is none.")
     for burst in shaken:

@@ -17,6 +17,7 @@ from thalweg.trajectories.grouping import Groups, fused_parts, grouped
 from thalweg.trajectories.kernels import Floats, Ints, Kernels
 from thalweg.trajectories.measures import MeasureTable, measure
 from thalweg.trajectories.nulls import Decay, decay_null
+from thalweg.trajectories.oscillation import Burst
 from thalweg.trajectories.precision import Precision, precision
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class TrajectoryMap:
         unchanged: Share of weights bitwise equal between neighbours, by group.
         sketch: Size of the random projection that inner products were estimated from; None where they are exact.
         notes: What limits the map.
+        bursts: What consecutive steps say that were recorded beside the checkpoints.
     """
 
     paths: Mapping[str, Kernels]
@@ -51,6 +53,7 @@ class TrajectoryMap:
     unchanged: Mapping[str, Floats] = field(default_factory=dict)
     sketch: int | None = None
     notes: tuple[str, ...] = ()
+    bursts: tuple[Burst, ...] = ()
 
     @property
     def groups(self) -> tuple[str, ...]:

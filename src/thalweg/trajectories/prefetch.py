@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
@@ -13,6 +13,8 @@ from thalweg.errors import StorageError, explain
 from thalweg.trajectories.tiles import Source, Tile
 
 ALIGNED = 64
+TOGETHER = 4 * 2**20
+"""Bytes of small tiles that are read together."""
 
 
 class Ring:
@@ -33,7 +35,7 @@ class Ring:
 
     def take(self, count: int) -> int | None:
         """Return the offset of ``count`` bytes, or None while there is no room."""
-        count = -(-count // ALIGNED) * ALIGNED
+        count = _aligned(count)
         first = self.taken[0][0] if self.taken else 0
         last = self.taken[-1][1] if self.taken else 0
         if self.taken and last <= first:  # it has come round: the room is between
@@ -51,9 +53,43 @@ class Ring:
         self.taken.popleft()
 
 
-def ring_bytes(copies: int, row_bytes: int) -> int:
-    """Return the bytes of a ring for two tiles of ``copies`` rows."""
-    return 2 * -(-copies * row_bytes // ALIGNED) * ALIGNED
+def batches(wanted: Iterable[Tile], capacity: int) -> Iterator[list[Tile]]:
+    """Put tiles that follow one another together, as long as they are small and two such batches fit.
+
+    A read of a few bytes costs as much as one of some thousands.
+
+    Example:
+        >>> from thalweg.trajectories.tiles import Layout
+        >>> bias = Layout("b", (8,), torch.float16, ("",), ((0, 8, 0),))
+        >>> [len(batch) for batch in batches([Tile(bias, 0, 8, 4)] * 5, capacity=256)]
+        [2, 2, 1]
+    """
+    batch: list[Tile] = []
+    size, limit = 0, min(TOGETHER, capacity // 2)
+    for tile in wanted:
+        if batch and size + _aligned(tile.bytes) > limit:
+            yield batch
+            batch, size = [], 0
+        batch.append(tile)
+        size += _aligned(tile.bytes)
+    if batch:
+        yield batch
+
+
+def extent(wanted: Iterable[Tile], capacity: int) -> int:
+    """Return how many bytes of a buffer of ``capacity`` bytes `prefetch` will ever write to."""
+    ring, found = Ring(capacity), 0
+    for batch in batches(wanted, capacity):
+        size = sum(_aligned(tile.bytes) for tile in batch)
+        ring.size = max(ring.size, size)
+        while (offset := ring.take(size)) is None:
+            ring.give_back()
+        found = max(found, offset + size)
+    return found
+
+
+def _aligned(count: int) -> int:
+    return -(-count // ALIGNED) * ALIGNED
 
 
 def prefetch(
@@ -65,7 +101,8 @@ def prefetch(
     nor the allocator decides how much memory is taken. A tile's rows are valid until the next one is asked for.
 
     Args:
-        source: Where to read.
+        source: Where to read. If it has ``read_into`` as a `thalweg.runs.sources.Trajectory` has, it writes to the
+            buffer itself.
         wanted: The tiles, in the order in which they are yielded.
         capacity: Bytes of the buffer; it is made larger if a single tile needs more.
         readers: Threads. With more than one, the rows of a tile are shared among them, and ``source.read`` must allow
@@ -74,36 +111,55 @@ def prefetch(
     Raises:
         StorageError: A row came back shorter or longer than asked for. What ``source.read`` raises comes through.
     """
-    largest = max((tile.bytes for tile in wanted), default=0)
-    total = sum(-(-tile.bytes // ALIGNED) * ALIGNED for tile in wanted)
-    ring = Ring(max(min(capacity, total), -(-largest // ALIGNED) * ALIGNED))
+    work = list(batches(wanted, capacity))
+    sizes = [sum(_aligned(tile.bytes) for tile in batch) for batch in work]
+    ring = Ring(max(min(capacity, sum(sizes)), max(sizes, default=0)))
     buffer = torch.empty(ring.size, dtype=torch.uint8)
     pool = ThreadPoolExecutor(readers, thread_name_prefix="thalweg-read")
-    ahead: deque[tuple[Tensor, list[Future[None]]]] = deque()
+    ahead: deque[tuple[list[Tensor], list[Future[None]]]] = deque()
     following = 0
     try:
-        for tile in wanted:
-            while following < len(wanted):
-                new = wanted[following]
-                offset = ring.take(new.bytes)
+        for batch in work:
+            while following < len(work):
+                offset = ring.take(sizes[following])
                 if offset is None:
                     break
-                rows = buffer[offset : offset + new.bytes].view(new.layout.dtype).view(new.copies, -1)
-                shares = [range(r, new.copies, readers) for r in range(min(readers, new.copies))]
+                new = work[following]
+                rows = list(_views(buffer, offset, new))
+                shares = [range(r, new[0].copies, readers) for r in range(min(readers, new[0].copies))]
                 ahead.append((rows, [pool.submit(_fill, rows, source, new, share) for share in shares]))
                 following += 1
             rows, futures = ahead.popleft()
             for future in futures:
                 future.result()
-            yield tile, rows
+            yield from zip(batch, rows)
             ring.give_back()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _fill(rows: Tensor, source: Source, tile: Tile, indices: range) -> None:
+def _views(buffer: Tensor, offset: int, batch: Sequence[Tile]) -> Iterator[Tensor]:
+    """Yield the rows of each tile of a batch that lies at ``offset``."""
+    for tile in batch:
+        yield buffer[offset : offset + tile.bytes].view(tile.layout.dtype).view(tile.copies, tile.stop - tile.start)
+        offset += _aligned(tile.bytes)
+
+
+def _fill(rows: Sequence[Tensor], source: Source, batch: Sequence[Tile], indices: range) -> None:
+    into: Callable[..., None] | None = getattr(source, "read_into", None)
+    if into is None:
+        for index in indices:
+            for tile, place in zip(batch, rows):
+                place[index].copy_(read(source, tile, index))
+        return
+    filled = [(tile, place) for tile, place in zip(batch, rows) if place.numel()]
+    memory = [memoryview(place.view(torch.uint8).view(-1).numpy()) for _, place in filled]
     for index in indices:
-        rows[index].copy_(read(source, tile, index))
+        wanted = []
+        for (tile, _), whole in zip(filled, memory):
+            width = tile.row_bytes
+            wanted.append((tile.layout.name, tile.start, tile.stop, whole[index * width : (index + 1) * width]))
+        into(index, wanted)
 
 
 def read(source: Source, tile: Tile, index: int) -> Tensor:

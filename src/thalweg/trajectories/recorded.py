@@ -1,4 +1,4 @@
-"""What a recorded run tells about the nulls of its trajectory: decay, momentum and the learning rate of every step."""
+"""What a recorded run tells about its trajectory beside the checkpoints: decay, learning rates, and bursts of steps."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from thalweg.errors import ThalwegError
+from thalweg.errors import InvalidInput, ThalwegError
 from thalweg.runs.run import Run
+from thalweg.trajectories.map import trajectory_map
 from thalweg.trajectories.nulls import Decay
+from thalweg.trajectories.oscillation import Burst, oscillation
+from thalweg.trajectories.recorded_sketches import recorded_bursts
 
 COUPLED = {"GradientDescent", "HeavyBall", "Nesterov", "torch.optim.SGD"}
 DECOUPLED = {"AdamW", "torch.optim.AdamW"}
@@ -32,6 +35,21 @@ def decay_of(run: Run, first: int, last: int) -> Decay | None:
         return None
     rate = _rates(run, first, last)
     return None if rate is None else Decay(**settings, learning_rate=rate)
+
+
+def bursts_of(run: Run) -> tuple[Burst, ...]:
+    """Return what the recorded bursts of a run say; none where it was recorded without."""
+    try:
+        sketched = recorded_bursts(run.path) if run.folder.sketches.exists() else []
+    except InvalidInput:
+        return ()
+    settings = settings_of(run.manifest.loop.get("rule") or {})
+    found: list[Burst] = []
+    for one in sketched:
+        path = trajectory_map(one.grams()).path()
+        rate = None if settings is None else _rates(run, int(path.steps[0]), int(path.steps[-1]) + 1)
+        found += oscillation(path, rate, settings["momentum"] if settings is not None else 0.0)
+    return tuple(found)
 
 
 def settings_of(rule: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -15,6 +15,7 @@ from thalweg.runs.analyses import read_analysis, variable, write_analysis
 from thalweg.trajectories.kernels import Kernels
 from thalweg.trajectories.map import TrajectoryMap
 from thalweg.trajectories.nulls import Decay
+from thalweg.trajectories.oscillation import Burst
 
 KIND = "trajectory"
 """What these files are called among the analyses of a run."""
@@ -106,6 +107,7 @@ def save_map(found: TrajectoryMap, path: str | Path, facts: Mapping[str, object]
         "decay": json.dumps(_plain(found.decay)),
         "sketch": found.sketch or 0,
         "notes": "\n".join(found.notes),
+        "bursts": json.dumps([{k: np.asarray(v).tolist() for k, v in vars(one).items()} for one in found.bursts]),
     }
     return write_analysis(Path(path), xr.Dataset(variables), KIND, {**(facts or {}), **own})
 
@@ -152,6 +154,7 @@ def map_of(data: xr.Dataset) -> TrajectoryMap:
         unchanged={name: numbers["unchanged"][at] for at, name in enumerate(names)},
         sketch=int(facts["sketch"]) or None,
         notes=tuple(line for line in str(facts["notes"]).splitlines() if line),
+        bursts=tuple(_burst(one) for one in json.loads(facts.get("bursts", "[]"))),
     )
 
 
@@ -163,6 +166,11 @@ def _labelled(name: str, values: Any) -> xr.Variable:
     if array.ndim == 3 and array.shape[-1] == array.shape[-2] and "group" in values.dims:
         array = array.astype(np.float32)  # maps
     return variable(values.dims, array.astype(np.str_) if array.dtype == object else array, units, words)
+
+
+def _burst(told: dict[str, Any]) -> Burst:
+    arrays = {key: np.asarray(told[key], dtype=np.float64) for key in ("lag_cosines", "expected")}
+    return Burst(**(told | arrays | {"lags": np.asarray(told["lags"], dtype=np.int64)}))
 
 
 def _native(array: Any) -> Any:
