@@ -171,8 +171,8 @@ def _bursts(found: TrajectoryMap) -> str:
     return (
         '<section aria-labelledby="trajectory-bursts"><h2 id="trajectory-bursts">Consecutive steps</h2>'
         "<p>The cosine tells the curvature along the updates without any Hessian product, R = 2 (μ − cosine) / η, "
-        "where they are stationary: where the drift is near 0. At the edge of stability without momentum the cosine is −1. "
-        f"Estimated from projections.</p>{table(heads, rows)}</section>"
+        "where they are stationary: where the drift is near 0. At the edge of stability without momentum the cosine is "
+        f"−1. Estimated from projections.</p>{table(heads, rows)}</section>"
     )
 
 
