@@ -160,7 +160,7 @@ def test_shutting_down_finishes_or_cancels(tmp_path):
     rest = [engine.submit(square, x) for x in range(3)]
     engine.shutdown(cancel_futures=True)
     assert first.result() != os.getpid()
-    assert not wait(rest, timeout=5).not_done
+    assert not wait(rest, timeout=60).not_done
     with pytest.raises(CancelledError):
         rest[0].result()
     with pytest.raises(RuntimeError, match="after shutdown"):
@@ -171,12 +171,12 @@ def test_shutting_down_finishes_or_cancels(tmp_path):
 def test_leaving_by_ctrl_c_does_not_wait(tmp_path):
     began = time.monotonic()
     engine = LocalEngine(workers=1)
-    future = engine.submit(slow, tmp_path / "log", 60)
+    future = engine.submit(slow, tmp_path / "log", 900)
     while not (tmp_path / "log").exists():
         time.sleep(0.01)
     with pytest.raises(KeyboardInterrupt), engine:
         raise KeyboardInterrupt
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 300
     with pytest.raises(WorkerLost, match="stopped"):
         future.result()
 
@@ -202,7 +202,7 @@ def test_a_script_without_a_main_guard_is_told(tmp_path):
             print(engine.submit(pow, 2, 3).result())
         """,
     )
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "__main__" in errors.strip().splitlines()[-1]
 
@@ -217,12 +217,12 @@ def test_workers_end_with_their_driver(tmp_path, ending):
         if __name__ == "__main__":
             engine = LocalEngine(workers=1)
             pid = engine.submit(__import__("os").getpid).result()
-            engine.submit(time.sleep, 60)
+            engine.submit(time.sleep, 900)
             print(pid, flush=True)
             if {ending == "left"}:
                 raise SystemExit
             with engine:
-                time.sleep(60)
+                time.sleep(900)
         """,
     )
     worker = psutil.Process(int(process.stdout.readline()))
@@ -230,5 +230,5 @@ def test_workers_end_with_their_driver(tmp_path, ending):
         process.kill()
     elif ending == "interrupted":
         process.send_signal(signal.SIGINT)
-    process.communicate(timeout=30)
-    worker.wait(timeout=10)
+    process.communicate(timeout=120)
+    worker.wait(timeout=120)
