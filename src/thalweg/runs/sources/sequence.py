@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -14,30 +14,14 @@ import torch
 from torch import Tensor
 
 from thalweg._vectors import Pattern, matcher
-from thalweg.errors import InvalidInput, RunFolderError, explain
-from thalweg.runs.sources.stored import FileMark, InMemory, Stored, TensorInfo, Unreadable
+from thalweg.errors import InvalidInput, explain
+from thalweg.runs.sources.checkpoint import Checkpoint as Checkpoint
+from thalweg.runs.sources.checkpoint import agree as agree
+from thalweg.runs.sources.checkpoint import read_ranges, unreadable
+from thalweg.runs.sources.stored import FileMark, InMemory, TensorInfo, Unreadable
 
 SMALL = 16 << 20
 """Bytes up to which a checkpoint that shares a growing file with others is told by its values."""
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """One checkpoint, opened: headers were read, weights not.
-
-    Attributes:
-        step: Its step.
-        label: How to call it: its path or name.
-        tensors: All its tensors by name.
-        files: The files it lies in.
-        shared: Whether its file holds other checkpoints, too, and may still grow.
-    """
-
-    step: int
-    label: str
-    tensors: Mapping[str, Stored]
-    files: tuple[FileMark, ...] = ()
-    shared: bool = False
 
 
 class Trajectory:
@@ -170,7 +154,52 @@ class Trajectory:
             RunFolderError: The file is gone, was cut short, or was changed since the trajectory was opened; the message
                 names checkpoint, tensor and file.
         """
-        place = self._place(index)
+        checkpoint = self._checkpoints[self._place(index)]
+        stop = self._end(name, start, stop)
+        try:
+            values, count = checkpoint.tensors[name].read(start, stop, drop=self._drop)
+        except Unreadable as error:
+            raise unreadable(checkpoint, name, error) from error
+        with self._lock:
+            self._count += count
+        return values
+
+    def read_into(self, index: int, wanted: Sequence[tuple[str, int, int, memoryview]]) -> None:
+        """Read ranges of several tensors of one checkpoint into memory that is there, opening each file once.
+
+        Ranges that lie one after the other in a file are read by one call to the system.
+
+        Args:
+            index: Which checkpoint, as in `read`.
+            wanted: Tensor, first element, one past the last, and where the bytes go: as many as the range has.
+
+        Raises:
+            InvalidInput: There is no such checkpoint, tensor or range, or the memory has another size.
+            RunFolderError: As in `read`.
+
+        Example:
+            >>> path, memory = Trajectory.from_arrays(torch.arange(6.0).reshape(3, 2)), torch.empty(1)
+            >>> path.read_into(2, [("w", 1, 2, memoryview(memory.numpy()).cast("B"))])
+            >>> memory
+            tensor([5.])
+        """
+        checkpoint = self._checkpoints[self._place(index)]
+        for name, start, stop, out in wanted:
+            length = (self._end(name, start, stop) - start) * self._info[name].dtype.itemsize
+            if len(out) != length or out.itemsize != 1:
+                raise InvalidInput(
+                    explain(
+                        f"The memory for {name!r} is {out.nbytes} bytes, in items of {out.itemsize}",
+                        f"the range [{start}, {stop}) has {length} bytes",
+                        "Pass a memoryview of as many bytes",
+                    )
+                )
+        count = read_ranges(checkpoint, wanted, drop=self._drop)
+        with self._lock:
+            self._count += count
+
+    def _end(self, name: str, start: int, stop: int | None) -> int:
+        """See that a range is there; return its end."""
         info = self._info.get(name)
         if info is None:
             raise InvalidInput(
@@ -189,21 +218,7 @@ class Trajectory:
                     "Pass 0 <= start <= stop <= numel",
                 )
             )
-        checkpoint = self._checkpoints[place]
-        try:
-            values, count = checkpoint.tensors[name].read(start, stop, drop=self._drop)
-        except Unreadable as error:
-            raise RunFolderError(
-                explain(
-                    f"{name!r} of the checkpoint {checkpoint.label} (step {checkpoint.step}) cannot be read: "
-                    f"{error.path}: {error.reason}",
-                    "the file was whole when the trajectory was opened",
-                    "Put the file back and open the trajectory again, or leave the checkpoint out",
-                )
-            ) from error
-        with self._lock:
-            self._count += count
-        return values
+        return stop
 
     def tensor(self, index: int, name: str) -> Tensor:
         """Read one whole tensor of one checkpoint, in its shape."""
@@ -309,37 +324,6 @@ class Trajectory:
         gaps = f", {len(self.gaps)} noted gap" + "s" * (len(self.gaps) != 1) if self.gaps else ""
         what = f"{self.numel:,} parameters in {words} ({dtypes}), {_size(self.nbytes)} each"
         return f"Trajectory of {many}, {span}, {what}{gaps}"
-
-
-def agree(checkpoints: Sequence[Checkpoint], infos: Sequence[TensorInfo]) -> None:
-    """Raise unless all checkpoints have these tensors and no others, in these shapes and dtypes.
-
-    Raises:
-        InvalidInput: The first difference, by checkpoint and tensor.
-    """
-    wanted = {info.name: info for info in infos}
-    for checkpoint in checkpoints:
-        for name, info in wanted.items():
-            found = checkpoint.tensors[name].info if name in checkpoint.tensors else None
-            if found is None:
-                raise _differs(checkpoint, checkpoints[0], f"lacks the tensor {name!r}")
-            if found.shape != info.shape:
-                raise _differs(checkpoint, checkpoints[0], f"has {name!r} in shape {found.shape}, not {info.shape}")
-            if found.dtype != info.dtype:
-                raise _differs(checkpoint, checkpoints[0], f"has {name!r} in {found.dtype}, not {info.dtype}")
-        extra = next((name for name in checkpoint.tensors if name not in wanted), None)
-        if extra is not None:
-            raise _differs(checkpoint, checkpoints[0], f"has the tensor {extra!r} besides")
-
-
-def _differs(checkpoint: Checkpoint, first: Checkpoint, what: str) -> InvalidInput:
-    return InvalidInput(
-        explain(
-            f"The checkpoint {checkpoint.label} (step {checkpoint.step}) {what}",
-            f"the first one, {first.label} (step {first.step}), is otherwise, and a trajectory is one model's",
-            "Leave that checkpoint out (only=), or choose tensors that all have in common (select=)",
-        )
-    )
 
 
 def none_selected(pattern: object, names: Sequence[str]) -> InvalidInput:

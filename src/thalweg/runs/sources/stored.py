@@ -7,7 +7,7 @@ next touch, where a read returns an error that names the file.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -17,13 +17,22 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+VECTORS = 512
+"""Ranges that lie one after the other and are read by one call to the system, which takes at least so many."""
+
 
 class Unreadable(Exception):
-    """A file cannot be read; who knows which checkpoint and tensor it belongs to says so in an error of ours."""
+    """A file cannot be read; who knows which checkpoint and tensor it belongs to says so in an error of ours.
 
-    def __init__(self, path: Path, reason: str) -> None:
+    Attributes:
+        path: The file.
+        reason: Why.
+        place: Which of several ranges was not there.
+    """
+
+    def __init__(self, path: Path, reason: str, place: int = 0) -> None:
         super().__init__(f"{path}: {reason}")
-        self.path, self.reason = path, reason
+        self.path, self.reason, self.place = path, reason, place
 
 
 @dataclass(frozen=True)
@@ -79,32 +88,69 @@ class FileMark:
     def fill(self, out: Tensor, offset: int, *, drop: bool = False) -> int:
         """Read ``out.nbytes`` bytes at ``offset`` into the 1-D tensor ``out``; return how many.
 
-        Each call opens the file for itself, so that threads share nothing and a replaced file is noticed.
+        Raises:
+            Unreadable: The file is gone, shorter, or not the one whose header was read.
+        """
+        if not out.numel():
+            return 0
+        return self.fill_all([(offset, memoryview(out.view(torch.uint8).numpy().data))], drop=drop)
+
+    def fill_all(self, ranges: Sequence[tuple[int, memoryview]], *, drop: bool = False) -> int:
+        """Read at each offset as many bytes as its buffer has; return how many in all.
+
+        Ranges of which one begins where the one before it ends are read together. Each call opens the file for itself,
+        so that threads share nothing and a replaced file is noticed.
+
+        Args:
+            ranges: Offset, and memory of bytes, none of it empty; by rising offset.
+            drop: Tell the system not to keep what was read.
 
         Raises:
             Unreadable: The file is gone, shorter, or not the one whose header was read.
         """
-        wanted = out.numel() * out.element_size()
-        if not wanted:
-            return 0
-        place = memoryview(out.view(torch.uint8).numpy().data)
+        total = at = 0
         try:
             with open(self.path, "rb", buffering=0) as handle:
                 found = os.fstat(handle.fileno())
                 if (found.st_size, found.st_mtime_ns) != (self.size, self.mtime_ns):
                     raise Unreadable(self.path, "it was changed after the trajectory had been opened")
-                handle.seek(offset)
-                done = 0
-                while done < wanted:
-                    count = handle.readinto(place[done:])
-                    if not count:
-                        raise Unreadable(self.path, f"it ends after {offset + done} bytes")
-                    done += count
-                if drop and hasattr(os, "posix_fadvise"):
-                    os.posix_fadvise(handle.fileno(), offset, wanted, os.POSIX_FADV_DONTNEED)
+                while at < len(ranges):
+                    end, stop = at, ranges[at][0]
+                    while end < len(ranges) and ranges[end][0] == stop and end - at < VECTORS:
+                        stop += len(ranges[end][1])
+                        end += 1
+                    self._fill(handle.fileno(), ranges[at][0], [part for _, part in ranges[at:end]], at)
+                    if drop and hasattr(os, "posix_fadvise"):
+                        os.posix_fadvise(handle.fileno(), ranges[at][0], stop - ranges[at][0], os.POSIX_FADV_DONTNEED)
+                    total += stop - ranges[at][0]
+                    at = end
         except OSError as error:
-            raise Unreadable(self.path, _reason(error)) from error
-        return wanted
+            raise Unreadable(self.path, _reason(error), min(at, len(ranges) - 1)) from error
+        return total
+
+    def _fill(self, descriptor: int, offset: int, parts: list[memoryview], place: int) -> None:
+        """Read one stretch of the file into several buffers."""
+        first = 0
+        while first < len(parts):
+            count = _read_at(descriptor, parts[first:], offset)
+            if not count:
+                raise Unreadable(self.path, f"it ends after {offset} bytes", place + first)
+            offset += count
+            while first < len(parts) and count >= len(parts[first]):
+                count -= len(parts[first])
+                first += 1
+            if count:
+                parts[first] = parts[first][count:]
+
+
+def _read_at(descriptor: int, parts: Sequence[memoryview], offset: int) -> int:
+    """Read into the buffers, one after the other, and return how many bytes came."""
+    if hasattr(os, "preadv"):
+        return os.preadv(descriptor, parts, offset)
+    os.lseek(descriptor, offset, os.SEEK_SET)  # Windows: each call has a descriptor of its own
+    found = os.read(descriptor, len(parts[0]))
+    parts[0][: len(found)] = found
+    return len(found)
 
 
 def _reason(error: OSError) -> str:
@@ -180,18 +226,35 @@ class OnDisk:
         Pieces that hold whole rows in order are read to the byte. Of others (a tensor saved as a transpose or with
         channels last, a shard of columns) the rows that contain the range are read.
         """
-        intervals = [self._interval(piece) for piece in self.pieces]
-        if any(interval is None for interval in intervals):
+        spans = self.spans(start, stop)
+        if spans is None:
             return self._gather(start, stop, drop)
         out = torch.empty(stop - start, dtype=self.info.dtype)
         size = self.info.dtype.itemsize
         count = 0
-        for piece, interval in zip(self.pieces, intervals):
-            low, high = interval or (0, 0)
+        for file, offset, low, high in spans:
+            count += file.fill(out[low // size : high // size], offset, drop=drop)
+        return out, count
+
+    def spans(self, start: int, stop: int) -> list[tuple[FileMark, int, int, int]] | None:
+        """Return where ``[start, stop)`` lies: file, offset, and the bytes ``[low, high)`` of the range that are there.
+
+        None for a tensor of which a range is not a stretch of bytes.
+        """
+        if self.intervals is None:
+            return None
+        found, size = [], self.info.dtype.itemsize
+        for piece, (low, high) in zip(self.pieces, self.intervals):
             a, b = max(start, low), min(stop, high)
             if a < b:
-                count += piece.file.fill(out[a - start : b - start], piece.offset + (a - low) * size, drop=drop)
-        return out, count
+                found.append((piece.file, piece.offset + (a - low) * size, (a - start) * size, (b - start) * size))
+        return found
+
+    @cached_property
+    def intervals(self) -> tuple[tuple[int, int], ...] | None:
+        """Elements of the flattened tensor that each piece is, or None where one of them is no such range."""
+        found = [self._interval(piece) for piece in self.pieces]
+        return None if None in found else tuple(one for one in found if one is not None)
 
     def _interval(self, piece: Piece) -> tuple[int, int] | None:
         """Elements ``[low, high)`` of the flattened tensor that the piece is, or None where it is not such a range."""
