@@ -76,7 +76,7 @@ def test_readers_share_the_reads():
     assert np.array_equal(found.G, grams(Memory(points)).G)
 
 
-@given(tile=st.integers(1, 3 * BLOCK), size=st.integers(1, 3 * BLOCK), count=st.integers(2, 5))
+@given(tile=st.integers(1, 9 * BLOCK), size=st.integers(1, 12 * BLOCK), count=st.integers(2, 5))
 @settings(max_examples=25, deadline=None)
 def test_what_is_read_at_a_time_changes_no_bit(tile, size, count):
     tile = max(tile, size // 50)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 
 from thalweg.errors import InvalidInput, explain
-from thalweg.trajectories.prefetch import extent
+from thalweg.trajectories.prefetch import TOGETHER, extent
 from thalweg.trajectories.products import buffer_length
-from thalweg.trajectories.tiles import BLOCK, Layout, PartsOf, Source, layout
+from thalweg.trajectories.tiles import BLOCK, Layout, PartsOf, Source, Tile, layout, tiles
 
 READ = 8 * 2**20
 """Bytes of one read, if memory allows: disks and network stores reach their bandwidth with such reads."""
@@ -17,10 +17,10 @@ LEAST_READ = 2**13
 """Bytes below which a read is not made smaller."""
 DEFAULT_BUDGET = 2**30
 """Bytes that are used when no budget is given and less does not force smaller reads."""
-ROWS = 6
-"""Rows that the allocator keeps for a thread that reads one after the other; measured."""
-OVERHEAD = 20 * 2**20
-"""Bytes for what the matrix library packs, for threads and for the allocator's slack; measured."""
+OVERHEAD = 2**20
+"""Bytes for threads and small things; measured, in a process that has multiplied matrices before."""
+SLACK = 0.15
+"""Share of the result that the allocator takes besides, as it is made of many pieces; measured."""
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,10 @@ def gram_plan(
 ) -> GramPlan:
     """Choose the length of a tile so that the whole work fits into ``budget`` bytes.
 
-    With T checkpoints, buffers of B elements and reads of r bytes it holds ``(2 T + 6) r`` bytes of rows (the tile
-    being multiplied, the next one, and rows on their way), ``(1 + open parts) T B`` numbers, and twice the result
-    ``units T^2 x 8``. All of it is counted above what the process holds before, on the host.
+    With T checkpoints, buffers of B elements and reads of r bytes it holds up to ``2 T r`` bytes of rows (the tile
+    being multiplied and the next one; less where the tensors are shorter), ``(1 + open parts) T B`` numbers for each
+    precision, and twice the result ``units T^2 x 8``. All of it is counted above what the process holds before, on the
+    host.
 
     Args:
         source: The trajectory.
@@ -105,38 +106,37 @@ def plan_of(
     units = sum(len(one.labels) for one in layouts)
     result = units * copies * columns * 8
     on_cpu = device is None or device.type == "cpu"
-    buffers = max((_buffers(one, copies, exact, on_cpu) for one in layouts), default=0)
-    fixed = OVERHEAD + buffers + 2 * result
+    buffers = _buffers(layouts, copies, exact) if on_cpu else 0
+    fixed = OVERHEAD + buffers + int((2 + SLACK) * result)
 
-    def ring(read: int) -> int:  # rows of two tiles, never more than there is
-        return min(ring_bytes(copies, min(read, largest)), copies * total + 64 * len(layouts))
+    def two(read: int) -> int:  # rows of two tiles of the largest tensor
+        return 2 * (copies * min(read, largest) + 64)
 
-    def held(read: int) -> int:  # and what the reading thread's allocator keeps of rows on their way
-        return ring(read) + ROWS * min(read, largest)
-
-    least = fixed + held(LEAST_READ)
+    least = fixed + two(LEAST_READ)
     if tile is not None:
         if tile < 1:
             raise InvalidInput(explain(f"The tile length is {tile}", "a tile has elements", "Pass tile >= 1"))
         read = tile * max((one.dtype.itemsize for one in layouts), default=1)
-        least = fixed + held(read)
-    else:
-        room = (max(DEFAULT_BUDGET, least) if budget is None else budget) - fixed
-        read = READ if held(READ) <= room else min(READ, max(LEAST_READ, (room - 128) // (2 * copies + ROWS)))
+        least = fixed + two(read)
+    room = (max(DEFAULT_BUDGET, least) if budget is None else budget) - fixed
+    if tile is None:
+        read = READ if two(READ) <= room else min(READ, max(LEAST_READ, (room - 128) // (2 * copies)))
+    capacity = max(two(read), min(2 * TOGETHER, room))
+    rows = extent((one for each in layouts for one in _shown(each, copies, read)), capacity)
     if budget is not None and budget < least:
         raise InvalidInput(
             explain(
                 f"The budget is {budget / 2**20:.1f} MiB",
                 f"{copies} checkpoints with {units} tensors need at least {least / 2**20:.1f} MiB: "
-                f"{2 * result / 2**20:.1f} for the result, the rest for one block of every checkpoint",
+                f"{(2 + SLACK) * result / 2**20:.1f} for the result, the rest for one block of every checkpoint",
                 f"Allow at least {least} bytes" + ("" if tile is None else ", or leave the tile length open"),
             )
         )
     parameters = sum(one.numel for one in layouts)
     return GramPlan(
         read_bytes=min(read, largest) if largest else read,
-        capacity=ring(read),
-        peak_bytes=fixed + held(read),
+        capacity=capacity,
+        peak_bytes=fixed + rows,
         least_bytes=least,
         total_bytes=copies * total,
         flops=2 * copies * columns * parameters,
@@ -146,11 +146,26 @@ def plan_of(
     )
 
 
-def _buffers(one: Layout, copies: int, exact: bool, on_cpu: bool) -> int:
-    """Bytes of the blocks of one tensor: an open one for each of its parts, and their differences."""
-    if not on_cpu:
-        return 0
-    length = buffer_length(one)
-    width = 8 if exact or one.dtype == torch.float64 else 4
-    tail = min(BLOCK, length) * 8
-    return copies * (length * (1 + len(one.labels)) * width + tail)
+def _shown(one: Layout, copies: int, read: int) -> list[Tile]:
+    """Return the tiles of a tensor, or of a long one the first and the last: the others lie where these do."""
+    length = max(1, read // one.dtype.itemsize)
+    whole = one.numel // length * length
+    if one.numel <= 6 * length:
+        return tiles(one, copies, read)
+    return [*tiles(one, copies, read, 0, 4 * length), *tiles(one, copies, read, whole)]
+
+
+def _buffers(layouts: list[Layout], copies: int, exact: bool) -> int:
+    """Bytes of the blocks of each precision: of every part that is open at once, and of differences.
+
+    A tensor longer than one buffer takes two more, as one buffer is filled while the other is multiplied.
+    """
+    length = max((buffer_length(one) for one in layouts), default=0)
+    wide = [exact or one.dtype == torch.float64 for one in layouts]
+    found = 0
+    for width in (4, 8):
+        mine = [one for one, is_wide in zip(layouts, wide) if is_wide == (width == 8)]
+        if mine:
+            turns = 2 if any(one.numel >= length for one in mine) else 0
+            found += copies * length * (1 + turns + max(len(one.labels) for one in mine)) * width
+    return found + copies * min(BLOCK, length) * 8

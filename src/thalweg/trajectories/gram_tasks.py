@@ -11,7 +11,7 @@ import torch
 from thalweg.trajectories.gram_plan import GramPlan, gram_plan
 from thalweg.trajectories.gram_store import GramStore, Partial, key_of
 from thalweg.trajectories.prefetch import prefetch
-from thalweg.trajectories.products import Bad, Products, Workspace, buffer_length
+from thalweg.trajectories.products import BUFFER, Bad, Products, Workspace, buffer_length
 from thalweg.trajectories.tiles import BLOCK, Layout, PartsOf, Source, Tile, layout, tiles
 
 
@@ -116,13 +116,13 @@ def tasks(
     if plan is None:
         plan = gram_plan(source, budget, parts=parts, exact=exact, tile=tile, last=last, device=where)
     prints = fingerprints or tuple(source.fingerprint(index) for index in range(len(source)))
-    found = []
+    found, blocks = [], (BLOCK, BUFFER[where.type == "cpu"])
     for tensor in source.tensors:
         one = layout(tensor, parts)
         length = max(1, one.numel)
         if split is not None and one.divisible():
             length = max(BLOCK, split // BLOCK * BLOCK)
-        key = key_of(tuple(source.steps), prints, one, BLOCK, exact, on_bad, last, where.type)
+        key = key_of(tuple(source.steps), prints, one, blocks, exact, on_bad, last, where.type)
         for at in range(0, max(1, one.numel), length):
             stop = min(at + length, one.numel)
             how = exact, str(where), on_bad, last, key
@@ -162,8 +162,8 @@ def run_tasks(
         return
     wanted = [tile for task in missing for tile in task.tiles()]
     on_cpu = torch.device(work[0].device).type == "cpu"
-    workspace = Workspace(max(buffer_length(task.layout, on_cpu=on_cpu) for task in work))
-    with closing(prefetch(work[0].source, wanted, capacity, readers=readers)) as rows:
+    workspace = Workspace(max(buffer_length(task.layout, on_cpu=on_cpu) for task in work), threaded=on_cpu)
+    with closing(workspace), closing(prefetch(work[0].source, wanted, capacity, readers=readers)) as rows:
         for task, partial in zip(work, found):
             if partial is None:
                 products, count = task.products(workspace), 0

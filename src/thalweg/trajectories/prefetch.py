@@ -77,15 +77,19 @@ def batches(wanted: Iterable[Tile], capacity: int) -> Iterator[list[Tile]]:
 
 
 def extent(wanted: Iterable[Tile], capacity: int) -> int:
-    """Return how many bytes of a buffer of ``capacity`` bytes `prefetch` will ever write to."""
-    ring, found = Ring(capacity), 0
-    for batch in batches(wanted, capacity):
-        size = sum(_aligned(tile.bytes) for tile in batch)
-        ring.size = max(ring.size, size)
+    """Return how many bytes of a buffer of ``capacity`` bytes `prefetch` will write to."""
+    sizes, ring, found = *_sized(list(batches(wanted, capacity)), capacity), 0
+    for size in sizes:
         while (offset := ring.take(size)) is None:
             ring.give_back()
         found = max(found, offset + size)
     return found
+
+
+def _sized(work: Sequence[Sequence[Tile]], capacity: int) -> tuple[list[int], Ring]:
+    """Return the bytes of each batch, and the ring that they pass through."""
+    sizes = [sum(_aligned(tile.bytes) for tile in batch) for batch in work]
+    return sizes, Ring(max(min(capacity, sum(sizes)), max(sizes, default=0)))
 
 
 def _aligned(count: int) -> int:
@@ -102,7 +106,7 @@ def prefetch(
 
     Args:
         source: Where to read. If it has ``read_into`` as a `thalweg.runs.sources.Trajectory` has, it writes to the
-            buffer itself.
+            buffer itself, several small tensors at once.
         wanted: The tiles, in the order in which they are yielded.
         capacity: Bytes of the buffer; it is made larger if a single tile needs more.
         readers: Threads. With more than one, the rows of a tile are shared among them, and ``source.read`` must allow
@@ -111,9 +115,8 @@ def prefetch(
     Raises:
         StorageError: A row came back shorter or longer than asked for. What ``source.read`` raises comes through.
     """
-    work = list(batches(wanted, capacity))
-    sizes = [sum(_aligned(tile.bytes) for tile in batch) for batch in work]
-    ring = Ring(max(min(capacity, sum(sizes)), max(sizes, default=0)))
+    work = list(batches(wanted, capacity if hasattr(source, "read_into") else 0))
+    sizes, ring = _sized(work, capacity)
     buffer = torch.empty(ring.size, dtype=torch.uint8)
     pool = ThreadPoolExecutor(readers, thread_name_prefix="thalweg-read")
     ahead: deque[tuple[list[Tensor], list[Future[None]]]] = deque()
@@ -153,7 +156,7 @@ def _fill(rows: Sequence[Tensor], source: Source, batch: Sequence[Tile], indices
                 place[index].copy_(read(source, tile, index))
         return
     filled = [(tile, place) for tile, place in zip(batch, rows) if place.numel()]
-    memory = [memoryview(place.view(torch.uint8).view(-1).numpy()) for _, place in filled]
+    memory = [memoryview(place.view(torch.uint8).view(-1).numpy().data) for _, place in filled]
     for index in indices:
         wanted = []
         for (tile, _), whole in zip(filled, memory):

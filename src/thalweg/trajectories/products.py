@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from thalweg.errors import NonFinite, explain
 from thalweg.trajectories.tiles import BLOCK, Layout
 
-BUFFER = {True: 8, False: 256}
+BUFFER = {True: 4, False: 256}
 """Blocks that are converted together, on the CPU (so that they stay in its caches) and on an accelerator."""
 
 
@@ -47,10 +48,13 @@ class Workspace:
 
     Args:
         length: Elements of a row of the longest buffer; longer ones are made when they are needed.
+        threaded: Multiply in a thread of its own, while the caller converts and subtracts what comes next; `close` ends
+            it.
     """
 
-    def __init__(self, length: int = 0) -> None:
+    def __init__(self, length: int = 0, *, threaded: bool = False) -> None:
         self.length = length
+        self.pool = ThreadPoolExecutor(1, thread_name_prefix="thalweg-multiply") if threaded else None
         self.held: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}
 
     def get(self, name: str, rows: int, length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -59,6 +63,11 @@ class Workspace:
         if key not in self.held or len(self.held[key]) < rows * length:
             self.held[key] = torch.empty(rows * max(length, self.length), dtype=dtype, device=device)
         return self.held[key][: rows * length].view(rows, length)
+
+    def close(self) -> None:
+        """End the thread."""
+        if self.pool is not None:
+            self.pool.shutdown(wait=True, cancel_futures=True)
 
 
 class Products:
@@ -99,7 +108,9 @@ class Products:
         self.open: dict[int, Tensor] = {}
         self.filled = [0] * parts
         self.workspace = workspace or Workspace()
-        self.y = self.workspace.get("y", rows, self.length, self.dtype, self.device)
+        self.y = self._buffer("y")
+        self.pending: Future[None] | None = None
+        self.spare: tuple[Tensor, Tensor] | None = None
         self.equal = np.empty(self.length, dtype=bool)
         self.moments = np.zeros((parts, rows, columns))
         self.unchanged = np.zeros((parts, rows - 1))
@@ -111,8 +122,7 @@ class Products:
         rows = rows.to(self.device)
         for part, low, size, index in self._runs(start, stop):
             if part not in self.open:
-                shape = len(self.steps), self.length
-                self.open[part] = self.workspace.get(f"x{part}", *shape, self.dtype, self.device)
+                self.open[part] = self._buffer(f"x{part}")
             done = 0
             while done < size:
                 at = self.filled[part]
@@ -147,29 +157,53 @@ class Products:
         """Take what is left in blocks that are not full."""
         for part in range(len(self.filled)):
             if self.filled[part]:
-                self._multiply(part)
+                self._multiply(part, here=True)
+        self._settle()
         self.open.clear()
 
-    def _multiply(self, part: int) -> None:
+    def _buffer(self, name: str) -> Tensor:
+        return self.workspace.get(name, len(self.steps), self.length, self.dtype, self.device)
+
+    def _settle(self) -> None:
+        """Wait for the blocks under way; there are never more than those of one buffer, so sums keep their order."""
+        pending, self.pending = self.pending, None
+        if pending is not None:
+            pending.result()
+
+    def _multiply(self, part: int, *, here: bool = False) -> None:
         count, self.filled[part] = self.filled[part], 0
-        x = self.open[part][:, :count]
-        product, skipped = self._product(x), 0
+        x, y = self.open[part][:, :count], self.y[:, :count]
+        _differences(x, y)
+        same = self._equal(x, self.equal)
+        self._settle()
+        pool = self.workspace.pool
+        if pool is None or here:
+            self._add(part, x, y, same)
+            return
+        if self.spare is None:
+            self.spare = self._buffer("x spare"), self._buffer("y spare")
+        self.pending = pool.submit(self._add, part, x, y, same)
+        taken = self.open[part], self.y
+        self.open[part], self.y = self.spare
+        self.spare = taken  # free again when what is pending is settled
+
+    def _add(self, part: int, x: Tensor, y: Tensor, same: np.ndarray) -> None:
+        """Add the products of some blocks, of which ``y`` holds the differences."""
+        product = self._product(y)
         if not np.isfinite(product).all():
             skipped = self._clean(x)
             if skipped:
-                product = self._product(x)
+                _differences(x, y)
+                product, same = self._product(y), self._equal(x, np.empty_like(self.equal)) - skipped
             if not np.isfinite(product).all():  # finite numbers whose squares are beyond float32
-                product = self._product(x.double())
+                product = self._product(_differences(x.double(), torch.empty_like(x, dtype=torch.float64)))
         self.moments[part] += product
         if self.last is None:  # squares on the coarse grid of a short type round alike: this sum errs the most
             self.moments[part, 0, 0] += float(x[0].double().square().sum()) - product[0, 0]
-        self.unchanged[part] += self._equal(x) - skipped
+        self.unchanged[part] += same
 
-    def _product(self, x: Tensor) -> np.ndarray:
-        count = x.shape[1]
-        y = self.y[:, :count] if x.dtype == self.dtype else torch.empty_like(x)
-        y[0] = x[0]
-        torch.sub(x[1:], x[:-1], out=y[1:])
+    def _product(self, y: Tensor) -> np.ndarray:
+        count = y.shape[1]
         self.flops += 2 * y.shape[0] * count * (self.last or y.shape[0])
         if self.device.type == "cpu":
             array: np.ndarray = y.numpy()
@@ -191,11 +225,11 @@ class Products:
                 sums += torch.bmm(blocks, blocks[:, first:].transpose(1, 2)).double().sum(0)
         return np.asarray(sums.cpu().numpy())
 
-    def _equal(self, x: Tensor) -> np.ndarray:
+    def _equal(self, x: Tensor, flags: np.ndarray) -> np.ndarray:
         """Count the elements that neighbours have in common."""
         if self.device.type != "cpu":
             return np.asarray((x[1:] == x[:-1]).sum(1).double().cpu().numpy())
-        flags, array = self.equal[: x.shape[1]], x.numpy()
+        flags, array = flags[: x.shape[1]], x.numpy()
         found = np.empty(len(array) - 1)
         for row in range(len(found)):  # one row at a time stays in the fastest cache
             np.equal(array[row + 1], array[row], out=flags)
@@ -228,6 +262,13 @@ class Products:
             if count:
                 self.bad[index] = self.bad.get(index, 0) + int(count)
         return int(spoilt.sum())
+
+
+def _differences(x: Tensor, y: Tensor) -> Tensor:
+    """Write the first row and the increments after it."""
+    y[0] = x[0]
+    torch.sub(x[1:], x[:-1], out=y[1:])
+    return y
 
 
 def buffer_length(layout: Layout, *, on_cpu: bool = True) -> int:

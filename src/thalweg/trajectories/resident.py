@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from thalweg.errors import InvalidInput, explain
-from thalweg.trajectories.gram_plan import OVERHEAD
 from thalweg.trajectories.prefetch import read
 from thalweg.trajectories.products import Products
 from thalweg.trajectories.tiles import Layout, PartsOf, Source, Tile, layout
@@ -18,6 +17,8 @@ from thalweg.trajectories.tiles import Layout, PartsOf, Source, Tile, layout
 Checkpoint = dict[str, Tensor]
 CHUNK = 2**16
 """Elements of the rows that are laid side by side at a time."""
+OVERHEAD = 20 * 2**20
+"""Bytes for chunks of all the rows, and for threads and small things."""
 
 
 def checkpoint_reads(checkpoints: int, resident: int) -> int:
