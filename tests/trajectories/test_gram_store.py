@@ -7,7 +7,7 @@ import pytest
 
 from reference.trajectories import Memory, walk
 from thalweg.errors import RunFolderError, StorageError
-from thalweg.trajectories import grams, open_grams
+from thalweg.trajectories import gram_store, grams, open_grams, run_task, tasks
 from thalweg.trajectories.gram_store import GramStore
 
 SHAPES = {"embed": (300, 64), "qkv": (96, 32), "norm": (32,), "head": (32, 300)}
@@ -66,22 +66,65 @@ def test_results_of_anything_else_are_not_used(points, stopped, change):
     assert same(found, grams(Memory(source.points), **options))
 
 
-@pytest.mark.parametrize("damage", ["cut", "flip", "empty", "other tensor"])
-def test_damaged_files_are_computed_again(points, stopped, damage):
-    path = GramStore(stopped).path("qkv")
+@pytest.mark.parametrize(("damage", "left"), [("cut", 0), ("flip", 2), ("empty", 0), ("another", 0)])
+def test_damaged_files_are_computed_again(points, stopped, damage, left):
+    (path,) = stopped.iterdir()
     data = bytearray(path.read_bytes())
     if damage == "cut":
         data = data[: len(data) // 2]
     elif damage == "flip":
         data[-5] ^= 1
-    elif damage == "empty":
-        data = b""
     else:
-        data = GramStore(stopped).path("embed").read_bytes()
+        data = b"" if damage == "empty" else b"not a file of ours" * 9
     path.write_bytes(data)
     found = grams(Memory(points), directory=stopped)
-    assert found.reused == 2
+    assert found.reused == left
     assert same(found, grams(Memory(points)))
+    assert grams(Memory(points), directory=stopped).reused == 4
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "other tensor"])
+def test_damaged_files_of_one_tensor_are_computed_again(tmp_path, points, damage):
+    store = GramStore(tmp_path)
+    for task in tasks(Memory(points)):
+        store.save(run_task(task), task.key)
+    path = store.path("qkv")
+    data = bytearray(path.read_bytes())
+    if damage == "cut":
+        data = data[: len(data) // 2]
+    elif damage == "flip":
+        data[-5] ^= 1
+    else:
+        data = store.path("embed").read_bytes()
+    path.write_bytes(data)
+    found = grams(Memory(points), directory=tmp_path)
+    assert found.reused == 3
+    assert same(found, grams(Memory(points)))
+
+
+def test_small_tensors_share_a_file_and_old_files_do_not_pile_up(tmp_path, points):
+    grams(Memory(points), directory=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["grams-0.safetensors"]
+    changed = Memory(points)
+    changed.prints[2] = "another"
+    assert grams(changed, directory=tmp_path).reused == 0
+    assert len(list(tmp_path.iterdir())) == 1
+    again = grams(changed, directory=tmp_path)
+    assert (again.reused, again.flops) == (4, 0)
+
+
+def test_what_is_finished_is_written_within_a_second_of_work(tmp_path, points, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(gram_store.time, "monotonic", lambda: now[0])
+
+    store, work = GramStore(tmp_path), tasks(Memory(points))
+    for at, task in zip((0.5, 0.9, 1.1, 1.5), work):
+        now[0] = at
+        store.add(run_task(task), task.key)
+        kept = [task for task in work if GramStore(tmp_path).load(task.layout.name, task.key)]
+        assert kept == (work[:3] if at > 1 else [])
+    store.flush()
+    assert grams(Memory(points), directory=tmp_path).reused == 4
 
 
 @pytest.mark.skipif(os.geteuid() == 0 and not os.path.exists("/dev/full"), reason="needs a full device")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,12 @@ from thalweg.trajectories.products import Bad
 
 SCHEMA = 1
 """Version of these files. Raise it when a number changes its meaning; files of another version are not used."""
+
+
+PAUSE = 1.0
+"""Seconds of work after which what is finished is written: so much may be lost with the process."""
+TOGETHER = 4 * 2**20
+"""Bytes of results after which they are written, too."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,9 +54,10 @@ class Partial:
 
 
 class GramStore:
-    """A directory of finished tensors, one safetensors file each, written whole or not at all.
+    """A directory of finished tensors in safetensors files, written whole or not at all.
 
-    A file is used only if its version, its checksum and its key fit; others are written anew.
+    A tensor is used only if version, checksum and key fit; others are computed anew. What `add` is given is written
+    once a second, all of it in one file, as writing a file to the disk takes longer than the work on a small tensor.
 
     Args:
         directory: Made if it does not exist.
@@ -57,11 +65,16 @@ class GramStore:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        self._waiting: list[tuple[Partial, str]] = []
+        self._since = time.monotonic()
+        self._used: set[Path] = set()
+        self._index: dict[tuple[str, str], tuple[Path, int]] | None = None
+        self._read: tuple[Path | None, dict[str, torch.Tensor], Any] = (None, {}, None)
         with storing(directory):
             directory.mkdir(parents=True, exist_ok=True)
 
     def path(self, tensor: str) -> Path:
-        """The file of a tensor; its name is a digest, as a tensor may be called anything."""
+        """The file of a tensor on its own; its name is a digest, as a tensor may be called anything."""
         return self.directory / f"gram-{_digest(tensor.encode())}.safetensors"
 
     def save(self, partial: Partial, key: str) -> None:
@@ -70,41 +83,117 @@ class GramStore:
         Raises:
             StorageError: It cannot be written; what was there before stays.
         """
-        note = {
-            "schema": SCHEMA,
-            "key": key,
-            "tensor": partial.tensor,
-            "range": [partial.start, partial.stop],
-            "bad": [[one.step, one.elements] for one in partial.bad],
-            "flops": partial.flops,
-            "checksum": _checksum(partial),
-        }
-        arrays = {"moments": torch.from_numpy(partial.moments), "unchanged": torch.from_numpy(partial.unchanged)}
-        write_tensors(self.path(partial.tensor), arrays, json.dumps(note))
+        write_tensors(self.path(partial.tensor), _arrays(partial), json.dumps(_note(partial, key)))
+
+    def add(self, partial: Partial, key: str) -> None:
+        """Write a finished tensor within `PAUSE` of work, or with `flush`.
+
+        Raises:
+            StorageError: Finished tensors cannot be written.
+        """
+        self._waiting.append((partial, key))
+        held = sum(one.moments.nbytes + one.unchanged.nbytes for one, _ in self._waiting)
+        if held > TOGETHER or time.monotonic() - self._since > PAUSE:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what waits.
+
+        Raises:
+            StorageError: It cannot be written.
+        """
+        waiting, self._waiting = self._waiting, []
+        self._since = time.monotonic()
+        if len(waiting) == 1:
+            self.save(*waiting[0])
+        elif waiting:
+            arrays = {f"{i}.{name}": one for i, (done, _) in enumerate(waiting) for name, one in _arrays(done).items()}
+            write_tensors(self._free(), arrays, json.dumps([_note(done, key) for done, key in waiting]), owned=True)
 
     def load(self, tensor: str, key: str) -> Partial | None:
         """Return a finished tensor, or None if there is none of this key that is whole."""
-        path = self.path(tensor)
-        if not path.exists():
+        alone = self.path(tensor)
+        if alone.exists():
+            found = _partial(*_opened(alone), "", tensor, key)
+            if found is not None:
+                return found
+        if self._index is None:
+            self._index = self._listed()
+        if (tensor, key) not in self._index:
             return None
-        try:
-            arrays, text = read_tensors(path)
-            note: dict[str, Any] = json.loads(text)
-            if note["schema"] != SCHEMA or note["key"] != key or note["tensor"] != tensor:
-                return None
-            found = Partial(
-                tensor,
-                int(note["range"][0]),
-                int(note["range"][1]),
-                arrays["moments"].numpy(),
-                arrays["unchanged"].numpy(),
-                tuple(Bad(int(step), tensor, int(count)) for step, count in note["bad"]),
-                flops=int(note["flops"]),
-                reused=True,
-            )
-        except (RunFolderError, KeyError, TypeError, ValueError):
-            return None  # damaged: it is computed again
-        return found if _checksum(found) == note["checksum"] else None
+        path, place = self._index[tensor, key]
+        if self._read[0] != path:
+            self._read = (path, *_opened(path))
+        _, arrays, notes = self._read
+        found = _partial(arrays, notes[place] if notes else None, f"{place}.", tensor, key)
+        if found is not None:
+            self._used.add(path)
+        return found
+
+    def _listed(self) -> dict[tuple[str, str], tuple[Path, int]]:
+        """Return where each tensor is that was written with others."""
+        found: dict[tuple[str, str], tuple[Path, int]] = {}
+        for path in sorted(self.directory.glob("grams-*.safetensors")):
+            try:
+                for i, one in enumerate(_opened(path, "none")[1] or ()):
+                    found[str(one["tensor"]), str(one["key"])] = path, i
+            except (KeyError, TypeError):
+                continue  # not as we write it: its place is used again
+        return found
+
+    def _free(self) -> Path:
+        """Return a file that holds nothing that was used, so that files of old results do not pile up."""
+        number = 0
+        while (path := self.directory / f"grams-{number}.safetensors") in self._used:
+            number += 1
+        self._used.add(path)
+        return path
+
+
+def _arrays(partial: Partial) -> dict[str, torch.Tensor]:
+    arrays = {"moments": partial.moments, "unchanged": partial.unchanged}
+    return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+
+
+def _note(partial: Partial, key: str) -> dict[str, Any]:
+    return {
+        "schema": SCHEMA,
+        "key": key,
+        "tensor": partial.tensor,
+        "range": [partial.start, partial.stop],
+        "bad": [[one.step, one.elements] for one in partial.bad],
+        "flops": partial.flops,
+        "checksum": _checksum(partial),
+    }
+
+
+def _opened(path: Path, prefix: str = "") -> tuple[dict[str, torch.Tensor], Any]:
+    """Return what a file holds, and what it says of it; nothing if it is damaged."""
+    try:
+        arrays, text = read_tensors(path, prefix)
+        return arrays, json.loads(text)
+    except (RunFolderError, ValueError):
+        return {}, None
+
+
+def _partial(arrays: dict[str, torch.Tensor], note: Any, prefix: str, tensor: str, key: str) -> Partial | None:
+    """Return a tensor of a file, or None if it is not whole, or of another key: it is computed again."""
+    try:
+        if note["schema"] != SCHEMA or note["key"] != key or note["tensor"] != tensor:
+            return None
+        partial = Partial(
+            tensor,
+            int(note["range"][0]),
+            int(note["range"][1]),
+            arrays[f"{prefix}moments"].numpy(),
+            arrays[f"{prefix}unchanged"].numpy(),
+            tuple(Bad(int(step), tensor, int(count)) for step, count in note["bad"]),
+            flops=int(note["flops"]),
+            reused=True,
+        )
+        return partial if _checksum(partial) == note["checksum"] else None
+    except (KeyError, TypeError, ValueError, IndexError):
+        return None
 
 
 def _checksum(partial: Partial) -> str:

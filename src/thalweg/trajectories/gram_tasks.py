@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 
 import torch
@@ -163,7 +163,11 @@ def run_tasks(
     wanted = [tile for task in missing for tile in task.tiles()]
     on_cpu = torch.device(work[0].device).type == "cpu"
     workspace = Workspace(max(buffer_length(task.layout, on_cpu=on_cpu) for task in work), threaded=on_cpu)
-    with closing(workspace), closing(prefetch(work[0].source, wanted, capacity, readers=readers)) as rows:
+    with ExitStack() as stack:
+        if store:
+            stack.callback(store.flush)  # whatever ends the work
+        stack.enter_context(closing(workspace))
+        rows = stack.enter_context(closing(prefetch(work[0].source, wanted, capacity, readers=readers)))
         for task, partial in zip(work, found):
             if partial is None:
                 products, count = task.products(workspace), 0
@@ -176,5 +180,5 @@ def run_tasks(
                 products.finish()
                 partial = task.partial(products, count)
                 if store and task.whole:
-                    store.save(partial, task.key)
+                    store.add(partial, task.key)
             yield partial
