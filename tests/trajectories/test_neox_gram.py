@@ -1,4 +1,4 @@
-"""Sixty-four sharded half-precision checkpoints of a language model: every byte once, and what the map makes of them."""
+"""Sixty-four sharded half-precision checkpoints of a language model: every byte once, and the roles of its parts."""
 
 import os
 from collections import defaultdict
