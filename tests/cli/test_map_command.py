@@ -106,6 +106,7 @@ def test_a_folder_is_mapped_as_the_library_does_it(folder, capsys):
 
 
 def test_it_goes_on_with_the_tensors_that_are_finished(folder, capsys, monkeypatch):
+    monkeypatch.setattr(gram_store, "PAUSE", -1.0)  # as if each took a second
     real, calls = gram_tasks.Products, []
 
     class Breaks(real):
@@ -307,6 +308,7 @@ def test_a_budget_that_is_too_small_tells_the_least(folder, capsys):
 
 
 def test_a_full_disk_keeps_what_was_finished(folder, capsys, monkeypatch):
+    monkeypatch.setattr(gram_store, "PAUSE", -1.0)
     real, calls = gram_store.write_tensors, []
 
     def full(*arguments):
