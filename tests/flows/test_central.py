@@ -131,13 +131,17 @@ def test_scalar_rmsprop_has_the_variance_of_its_closed_form(beta2):
     assert frame.values["total_variance"] == pytest.approx(expected, rel=2e-2)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_invariants_along_the_flow_of_a_network(dtype):
-    flow = begin(CentralMap, digits(dtype), GradientDescent(lr=0.2))
+@pytest.mark.parametrize(
+    ("dtype", "settings", "bound"),
+    [(torch.float32, Settings(), 4e-3), (torch.float64, Settings(tolerance=2e-4), 1e-3)],
+    ids=["float32, default", "float64, tight"],
+)
+def test_invariants_along_the_flow_of_a_network(dtype, settings, bound):
+    flow = begin(CentralMap, digits(dtype), GradientDescent(lr=0.2), settings=settings)
     frames = [flow.step() for _ in range(200)]
     critical = [f for f in frames if f.X is not None]
     assert len(critical) > 80
-    assert max(float(f.eigenvalues[0]) for f in frames) <= 2 + 5e-3
+    assert max(float(f.eigenvalues[0]) for f in frames) <= 2 + bound
     assert np.diff([f.values["loss"] for f in frames]).max() <= 0, "the loss along the flow of descent never rises"
     for f in critical[::20]:
         gram = f.directions.T @ (f.directions * f.metric.to(f.directions))
