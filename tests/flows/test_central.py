@@ -137,7 +137,7 @@ def test_scalar_rmsprop_has_the_variance_of_its_closed_form(beta2):
     ids=["float32, default", "float64, tight"],
 )
 def test_invariants_along_the_flow_of_a_network(dtype, settings, bound):
-    flow = begin(CentralMap, digits(dtype), GradientDescent(lr=0.2), settings=settings)
+    flow = begin(CentralMap, digits(dtype), GradientDescent(lr=0.2), settings)
     frames = [flow.step() for _ in range(200)]
     critical = [f for f in frames if f.X is not None]
     assert len(critical) > 80
