@@ -1,5 +1,6 @@
 """A real Ray with two workers: results, exceptions, a worker that is killed, and what it leaves behind: nothing."""
 
+import builtins
 import os
 import shutil
 import signal
@@ -48,13 +49,17 @@ def rays():
 def engine(tmp_path_factory):
     """One Ray for the module; starting it takes seconds. A long folder for temporary files must not hinder it."""
     pytest.importorskip("ray")
-    before, handler = dict(os.environ), signal.getsignal(signal.SIGTERM)
+    before, handler, printing = dict(os.environ), signal.getsignal(signal.SIGTERM), builtins.print
     with RayEngine(workers=2) as found:
         changed = {k for k in {*before, *os.environ} if before.get(k) != os.environ.get(k)}
         assert changed <= {"RAY_CLIENT_MODE", "RAY_AUTH_MODE"}
         folder = Path(found._session.folder)
         assert folder.exists()
         yield found
+        from ray.experimental import tqdm_ray
+
+        tqdm_ray.instance()  # what a worker's message may bring about: it replaces print
+    assert builtins.print is printing
     psutil.wait_procs(rays(), timeout=60)
     assert not rays()
     assert not folder.exists()

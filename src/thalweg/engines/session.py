@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import builtins
 import importlib
 import logging
 import os
@@ -41,13 +42,16 @@ class Session:
         own: Whether it was begun here.
         folder: Of its files, to be removed in the end.
         handler: What was done at SIGTERM before Ray took it over.
+        printing: The built-in ``print`` before, which Ray replaces for good when a worker's progress bar is shown.
     """
 
     current: Session | None = None
     lock = threading.RLock()
 
-    def __init__(self, ray: Any, own: bool, folder: str | None = None, handler: Any = None) -> None:
-        self.ray, self.own, self.folder, self.handler = ray, own, folder, handler
+    def __init__(
+        self, ray: Any, own: bool, folder: str | None = None, handler: Any = None, printing: Any = print
+    ) -> None:
+        self.ray, self.own, self.folder, self.handler, self.printing = ray, own, folder, handler, printing
         self.users = 0
         self.ended = False
 
@@ -67,6 +71,8 @@ class Session:
             Session.current = None
             atexit.unregister(self.end)
             self.ray.shutdown()
+            if str(getattr(builtins.print, "__module__", "")).startswith("ray."):
+                builtins.print = self.printing
             if self.handler is not None and threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, self.handler)
             if self.folder is not None:
@@ -119,7 +125,7 @@ def _same(ray: Any, address: str | None) -> None:
 
 
 def _begin(ray: Any, address: str | None, workers: int | None, resources: Mapping[str, float]) -> Session:
-    before = signal.getsignal(signal.SIGTERM)
+    before, printing = signal.getsignal(signal.SIGTERM), builtins.print
     _answers(address)
     silent: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     folder = None
@@ -150,7 +156,7 @@ def _begin(ray: Any, address: str | None, workers: int | None, resources: Mappin
                 "See that it runs and that its versions of Python and Ray are those of this process (`ray status`)",
             )
         ) from error
-    session = Session(ray, own=True, folder=folder, handler=_own_handler(before))
+    session = Session(ray, own=True, folder=folder, handler=_own_handler(before), printing=printing)
     atexit.register(session.end)
     if address is None and not ray.get_runtime_context().gcs_address.startswith(LOOPBACK):
         session.end()
