@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -13,19 +11,9 @@ import torch
 from thalweg.errors import InvalidInput, RunFolderError, explain
 from thalweg.runs.checkpoints import Checkpoints
 from thalweg.runs.run import open_run
+from thalweg.runs.sources import TensorInfo
 from thalweg.trajectories.sketch import Sketcher
 from thalweg.trajectories.tiles import layout
-
-
-@dataclass(frozen=True)
-class _Tensor:
-    name: str
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-    @property
-    def numel(self) -> int:
-        return prod(self.shape)
 
 
 def recorded_sketches(path: str | Path) -> Sketcher:
@@ -90,7 +78,7 @@ def _read(path: str | Path, steps: Sequence[int] | None) -> Sketcher:
         loop = run.manifest.loop
         made = Sketcher(int(loop["projection"]["size"]), int(loop["projection"]["seed"]))
         made.layouts = [
-            layout(_Tensor(name, tuple(shape), getattr(torch, dtype))) for name, shape, dtype in loop["tensors"]
+            layout(TensorInfo(name, tuple(shape), getattr(torch, dtype))) for name, shape, dtype in loop["tensors"]
         ]
         ends = np.cumsum([min(size, made.k) for one in made.layouts for size in one.sizes()])
         for number, step in enumerate(chosen):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from torch import Tensor
 from thalweg.errors import InvalidInput, RunFolderError, SchemaError, explain
 from thalweg.runs.files import read_tensors, write_tensors
 from thalweg.runs.sketches import TILE, project
+from thalweg.runs.sources import TensorInfo
 from thalweg.trajectories.gram_result import Grams
 from thalweg.trajectories.gram_result import facts as facts_of
 from thalweg.trajectories.products import NonFiniteWeights
@@ -23,17 +22,6 @@ from thalweg.trajectories.tiles import Layout, PartsOf, Source, layout
 
 SCHEMA = 1
 """Version of the files and of the projection. Raise it when either changes."""
-
-
-@dataclass(frozen=True)
-class _Info:
-    name: str
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-    @property
-    def numel(self) -> int:
-        return prod(self.shape)
 
 
 class Sketcher:
@@ -72,7 +60,7 @@ class Sketcher:
             InvalidInput: The step is not after the last one, or names, shapes or dtypes differ from the first time.
             NonFinite: A weight is NaN or infinite. The checkpoint is not taken.
         """
-        infos = [_Info(name, tuple(t.shape), t.dtype) for name, t in state.items()]
+        infos = [TensorInfo(name, tuple(t.shape), t.dtype) for name, t in state.items()]
         flat = {name: tensor.detach().reshape(-1) for name, tensor in state.items()}
         self._take(step, [layout(info, self.parts) for info in infos], lambda name, a, b: flat[name][a:b])
 
