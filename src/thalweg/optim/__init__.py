@@ -1,0 +1,1 @@
+"""Schedules and optimizers that know the curvature: for any torch training loop."""

@@ -1,0 +1,1 @@
+"""In which regime a learning rate is: critical constants, phase diagrams, segments of a run (arXiv 2302.12250)."""

@@ -1,0 +1,1 @@
+"""Many runs: a plan of cells, a ledger that survives, and many runs as one program."""
