@@ -62,6 +62,20 @@ def constant(name: str, value: float) -> str:
     )
 
 
+def constants(name: str, first: float, second: float) -> str:
+    """Say that neither of two windows moves, though they may differ.
+
+    Example:
+        >>> print(constants("loss", 2.5, 2.0))
+        Every value of loss is 2.5 in the first window and 2 in the second. A constant has no autocorrelation, and no...
+    """
+    return explain(
+        f"Every value of {name} is {first:.6g} in the first window and {second:.6g} in the second",
+        "a constant has no autocorrelation, and no error to judge a change by",
+        "Check that it was recorded at each snapshot, or choose an observable that moves",
+    )
+
+
 def too_correlated(name: str, effective: float, n: int) -> str:
     """Say that snapshots are too alike, and how many would do.
 
