@@ -1,0 +1,143 @@
+"""What is known about short runs on a grid of ``c``: nothing is run twice that need not be."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import numpy as np
+
+from thalweg.errors import NonFinite, explain
+from thalweg.phases.early import Array, EarlyCurves, EarlyRuns
+from thalweg.phases.labels import Window, diverges, loss_rises, sharpness_rises, sharpness_steps
+
+Point = tuple[int, int]
+"""Place of a seed, and point ``k`` of the grid ``c = 2^(start + k step)``."""
+
+
+class Book:
+    """Curves by seed and grid point, and the indicators read off them.
+
+    A run that diverges counts as one whose loss and sharpness rise.
+
+    Args:
+        runs: Does the runs.
+        start: ``log2 c`` of grid point 0.
+        step: Distance of grid points in ``log2 c``.
+        window: Which steps count.
+        eps_sharp: Relative rise of sharpness that does not count.
+    """
+
+    def __init__(self, runs: EarlyRuns, start: float, step: float, window: Window, eps_sharp: float) -> None:
+        self.runs, self.start, self.step, self.window, self.eps_sharp = runs, start, step, window, eps_sharp
+        self.losses: dict[Point, Array] = {}
+        self.sharpness: dict[Point, Array] = {}
+        self.every = tuple(range(1, runs.steps + 1))
+
+    def x(self, k: int) -> float:
+        """``log2 c`` of a grid point."""
+        return round(self.start + k * self.step, 12)
+
+    def c(self, k: int) -> float:
+        """``c`` of a grid point."""
+        return float(2.0 ** self.x(k))
+
+    def train(self, points: Sequence[Point]) -> None:
+        """Have the losses of these runs."""
+        self._run([p for p in dict.fromkeys(points) if p not in self.losses], ())
+
+    def measure(self, points: Sequence[Point], steps: Collection[int]) -> None:
+        """Have the sharpness of these runs at the given steps, but for runs that diverge, which need none.
+
+        Raises:
+            NonFinite: A sharpness is NaN although the run has not diverged.
+        """
+        wanted = {p: self._missing(p, steps) for p in dict.fromkeys(points)}
+        for missing in sorted({m for m in wanted.values() if m}):
+            self._run([p for p, m in wanted.items() if m == missing], missing)
+        for i, k in points:
+            left = self._missing((i, k), steps)
+            if left:
+                raise NonFinite(
+                    explain(
+                        f"The sharpness of seed {self.runs.seeds[i]} at c = {self.c(k):.4g} is NaN after step "
+                        f"{left[0]}, at a loss of {self.losses[i, k][left[0]]:.4g}",
+                        "whether it rises cannot be told, and the run has not diverged",
+                        "Evaluate in float64, or lower the cutoff of the loss",
+                    )
+                )
+
+    def diverged(self, points: Sequence[Point]) -> list[bool]:
+        """Whether each run exceeds the cutoff."""
+        self.train(points)
+        return [diverges(self.losses[p], self.runs.cutoff) for p in points]
+
+    def loss_rose(self, points: Sequence[Point]) -> list[bool]:
+        """Whether the loss of each run rises within the window, or it diverges."""
+        gone = self.diverged(points)
+        return [out or loss_rises(self.losses[p], self.window) for p, out in zip(points, gone)]
+
+    def first_rose(self, points: Sequence[Point]) -> list[bool]:
+        """Whether the first step raises the loss: a forward pass each."""
+        after = self.runs.first_losses([(i, self.c(k)) for i, k in points])
+        return [not bool(value <= self.runs.loss0[i]) for (i, _), value in zip(points, after)]
+
+    def sharpness_rose(self, points: Sequence[Point]) -> list[bool]:
+        """Whether the sharpness of each run rises within the window, or it diverges."""
+        self.train(points)
+        inside = [range(1, 1 + sharpness_steps(self.losses[p], self.window)) for p in points]
+        for steps in sorted(set(inside), key=len):
+            self.measure([p for p, own in zip(points, inside) if own == steps], steps)
+        return [bool(self.known_rise(p)) for p in points]
+
+    def sharpness_rose_early(self, points: Sequence[Point]) -> list[bool]:
+        """The same by the first three steps alone, and by the first one where that is enough."""
+        self.train(points)
+        for steps in ((1,), (2, 3)):
+            unknown = [p for p in points if self.known_rise(p) is None]
+            inside = [[t for t in steps if t <= sharpness_steps(self.losses[p], self.window)] for p in unknown]
+            for own in {tuple(one) for one in inside if one}:
+                self.measure([p for p, one in zip(unknown, inside) if tuple(one) == own], own)
+        return [bool(self.known_rise(p)) for p in points]
+
+    def known_rise(self, point: Point) -> bool | None:
+        """Whether the sharpness rises, as far as it was measured; None where that does not tell."""
+        if diverges(self.losses[point], self.runs.cutoff):
+            return True
+        return sharpness_rises(self.losses[point], self.sharpness[point], self.window, self.eps_sharp)
+
+    def barrier_stands(self, points: Sequence[Point], count: int) -> list[bool]:
+        """Whether the segment to the end of each run passes above the initial loss; few points first, then all."""
+        found = dict.fromkeys(points, False)
+        for fine in dict.fromkeys((min(11, count), count)):
+            left = [p for p in points if not found[p]]
+            if left:
+                heights = self.runs.barrier([(i, self.c(k)) for i, k in left], fine)
+                found.update({p: not bool(height <= 1.0) for p, height in zip(left, heights)})
+        return [found[p] for p in points]
+
+    def curves(self) -> EarlyCurves:
+        """All runs, by seed and ``c``."""
+        points = sorted(self.losses)
+        empty = np.empty((0, self.runs.steps + 1))
+        return EarlyCurves(
+            tuple((i, self.c(k)) for i, k in points),
+            np.stack([self.losses[p] for p in points]) if points else empty,
+            np.stack([self.sharpness[p] for p in points]) if points else empty,
+        )
+
+    def _missing(self, point: Point, steps: Collection[int]) -> tuple[int, ...]:
+        if point not in self.losses:
+            return tuple(steps)
+        if diverges(self.losses[point], self.runs.cutoff):
+            return ()
+        return tuple(t for t in steps if np.isnan(self.sharpness[point][t]))
+
+    def _run(self, points: Sequence[Point], measure: Collection[int]) -> None:
+        if not points:
+            return
+        found = self.runs.run([(i, self.c(k)) for i, k in points], measure)
+        for p, loss, sharpness in zip(points, found.loss, found.sharpness):
+            old = self.sharpness.get(p)
+            self.losses.setdefault(p, np.asarray(loss, dtype=np.float64))
+            new = np.asarray(sharpness, dtype=np.float64)
+            self.sharpness[p] = new if old is None else np.where(np.isnan(old), new, old)
