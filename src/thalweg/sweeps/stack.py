@@ -14,6 +14,7 @@ from thalweg.problem.batches import map_tensors, tensors_in
 from thalweg.problem.graphs import Graph, forget_values, linearise, no_second_derivative, second_derivative
 from thalweg.problem.guards import no_autocast
 from thalweg.problem.problem import Problem
+from thalweg.sweeps.batched_layers import Layers, flaw
 from thalweg.sweeps.batched_rows import Loop, Rows, Vmap
 
 Way = Literal["auto", "mlp", "cnn", "vmap", "loop"]
@@ -144,29 +145,32 @@ class Stack:
 
     def _choose(self, method: Way) -> tuple[Rows, str]:
         """Build the rows of ``method``, or of the first way that works."""
-        ways: dict[str, Any] = {"vmap": Vmap, "loop": Loop}
-        if method != "auto":
-            rows: Rows = ways[method](self.problem)
-            flaw = self._flaw(rows)
-            if flaw:
-                raise InvalidInput(
-                    explain(
-                        f"The method {method!r} does not take this model: {flaw}",
-                        "its rows would be wrong",
-                        'Use method="auto", or "loop"',
-                    )
-                )
-            return rows, "asked for"
+        ways: dict[str, Any] = {
+            "mlp": lambda problem: Layers(problem, images=False),
+            "cnn": lambda problem: Layers(problem, images=True),
+            "vmap": Vmap,
+            "loop": Loop,
+        }
         said: list[str] = []
-        for name, way in ways.items():
-            rows = way(self.problem)
-            flaw = self._flaw(rows)
-            if not flaw:
-                break
-            said.append(f"{name}: {flaw}")
-        return rows, "; ".join(said)
+        for name in ways if method == "auto" else [method]:
+            wrong = flaw(self.problem, name == "cnn") if name in ("mlp", "cnn") else ""
+            if not wrong:
+                rows: Rows = ways[name](self.problem)
+                wrong = self._wrong(rows)
+            if not wrong:
+                return rows, "; ".join(said)
+            said.append(f"{name}: {wrong}")
+        raise InvalidInput(
+            explain(
+                f"No method takes this model: {'; '.join(said)}",
+                "its rows would be wrong, or do not come about at all",
+                'Use method="auto"'
+                if method != "auto"
+                else "Check that the problem is deterministic: Problem(check=True)",
+            )
+        )
 
-    def _flaw(self, rows: Rows) -> str:
+    def _wrong(self, rows: Rows) -> str:
         """What is wrong with two rows near where the model stands, or nothing."""
         start = self.problem.initial
         W = torch.stack([start, start * 1.01])
@@ -175,7 +179,7 @@ class Stack:
             with torch.no_grad():
                 found = rows.losses(self._leaves(W), batch, False)
                 wanted = Loop(self.problem).losses(self._leaves(W), batch, False)
-        except (RuntimeError, NotImplementedError, InvalidInput) as error:
+        except (RuntimeError, NotImplementedError, IndexError, InvalidInput) as error:
             return str(error).splitlines()[0]
         slack = 1e3 * torch.finfo(wanted.dtype).eps
         if found.shape == wanted.shape and torch.allclose(found, wanted, rtol=slack, atol=slack, equal_nan=True):
