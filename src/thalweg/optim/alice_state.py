@@ -1,0 +1,169 @@
+"""What Alice keeps of a parameter between batches, and what she holds of it during one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from thalweg.optim.alice_arithmetic import Piece, place
+from thalweg.optim.alice_layout import blocks, flat, local, memory_order, same_layout, shard, wide
+from thalweg.optim.alice_signs import key_base, key_of, signs
+
+Signs: TypeAlias = Callable[[Tensor, int, int], Tensor]
+"""``signs(parameter, step, index)``: plus and minus ones of the parameter's (local) shape, for step 1, 2, ..."""
+AVERAGES = ("descent", "mean", "square", "glass", "curvature", "rest")
+"""State tensors of the parameter's shape."""
+
+
+def kept(group: Mapping[str, Any], dtype: torch.dtype) -> list[str]:
+    """Name the state tensors that a parameter of ``dtype`` needs in this group."""
+    names = ["descent", "mean", "square"]
+    if group["grad_glass"] or group["hess_comp"] == "rms_deleaked" or not group["move"]:
+        names.append("glass")
+    if group["hess_comp"] != "zero" or not group["move"]:
+        names.append("curvature")
+    return [*names, "rest"] if wide(dtype) != dtype else names
+
+
+def prepare(parameter: Tensor, group: Mapping[str, Any], state: dict[str, Any]) -> dict[str, Any]:
+    """Create what is missing of a parameter's state, in its memory layout, and follow it when it has changed that."""
+    if "step" not in state:
+        device = parameter.device if group["capturable"] else torch.device("cpu")
+        state.update(step=torch.zeros((), dtype=torch.float32, device=device), reach=0.0, samples=0)
+    for name in kept(group, parameter.dtype):
+        if name not in state:
+            state[name] = torch.zeros_like(parameter, dtype=wide(parameter.dtype), memory_format=torch.preserve_format)
+        elif state[name] is not None:
+            state[name] = same_layout(state[name], parameter)
+    return state
+
+
+@dataclass
+class Held:
+    """One parameter during one batch: where its centre is while it is elsewhere, and the probes' gradients.
+
+    Args:
+        parameter: The user's.
+        group: Its group.
+        state: Its state, empty before its first gradient.
+        index: Its position among all parameters.
+        centre: A copy, put back bit for bit.
+        second: The gradient at the first probe, then the sum of both, then the second difference.
+        first: The difference of both.
+        sampling: Whether it is probed in this batch.
+    """
+
+    parameter: Tensor
+    group: Mapping[str, Any]
+    state: dict[str, Any]
+    index: int
+    centre: Tensor
+    second: Tensor | None = None
+    first: Tensor | None = None
+    sampling: bool = False
+
+    def move(self, sign: int, sigma: float | Tensor, drawn: Signs | None) -> None:
+        """Put the parameter at the look-ahead point, plus ``sign`` times the probe."""
+        own, order = local(self.parameter), memory_order(local(self.parameter))
+        state = self.state
+        held: list[Tensor | None] = [own, self.centre, state.get("descent"), state.get("rest")]
+        views = [None if t is None else flat(local(t), order) for t in held]
+        accumulator = wide(own.dtype)
+        source = self.source(order, drawn) if sign else None
+        for start, (p, centre, descent, rest) in blocks(views):
+            assert p is not None
+            assert centre is not None
+            probe = None
+            if source is not None:
+                probe = source(start, p.numel(), sign * sigma, accumulator)
+                probe = probe.view(p.shape) if probe.shape != p.shape else probe
+            place(p, centre, descent, rest, state.get("reach", 0.0), probe)
+
+    def source(self, order: tuple[int, ...] | None, drawn: Signs | None) -> Callable[..., Tensor]:
+        """Return ``draw(start, count, scale, dtype)``, the probe's numbers in memory order."""
+        own = local(self.parameter)
+        step: Any = self.state["step"] + 1 if "step" in self.state else 1
+        if isinstance(step, Tensor) and not self.group["capturable"]:
+            step = int(step.item())
+        if drawn is not None:
+            given = drawn(own, step, self.index).to(device=own.device, dtype=wide(own.dtype))
+            whole = flat(given.expand(own.shape), order)
+            return lambda start, count, scale, _: (whole if order is None else whole[start : start + count]) * scale
+        offset, coordinates = shard(self.parameter)
+        key = key_of(key_base(self.group["seed"], self.index, *coordinates), step)
+        if order is None or order != tuple(range(own.dim())):
+            # The stream runs in logical order, so that a layout in memory changes no coordinate's sign.
+            def permuted(start: int, count: int, scale: float | Tensor, dtype: torch.dtype) -> Tensor:
+                whole = signs(key, offset, own.numel(), scale, dtype=dtype, device=own.device)
+                logical = flat(whole.view(own.shape), order)
+                return logical if order is None else logical[start : start + count]
+
+            return permuted
+        return lambda start, count, scale, dtype: signs(
+            key, offset + start, count, scale, dtype=dtype, device=own.device
+        )
+
+    def restore(self) -> None:
+        """Put the parameter back to its centre."""
+        local(self.parameter).copy_(self.centre)
+
+    def observe(self, sign: int, scale: float | Tensor | None, drawn: Signs | None) -> None:
+        """Take the gradient of one evaluation into the differences."""
+        gradient = self.parameter.grad
+        if not self.sampling or gradient is None or (sign < 1 and self.second is None):
+            self.second = self.first = None
+            return
+        own = local(gradient).to(wide(local(gradient).dtype))
+        own = own if scale is None else own / scale
+        if sign == 1:
+            self.second = torch.empty_like(self.centre, dtype=own.dtype).copy_(own)
+            return
+        assert self.second is not None
+        order = memory_order(self.second)
+        if sign == 0:
+            for _, (second, g) in blocks([flat(self.second, order), flat(own, order)]):
+                second.sub_(g, alpha=2)  # type: ignore[union-attr,arg-type]
+            return
+        if "curvature" in kept(self.group, self.parameter.dtype):
+            self.first = torch.empty_like(self.second)
+        lists = [flat(self.second, order), flat(own, order), None if self.first is None else flat(self.first, order)]
+        for _, (second, g, first) in blocks(lists):
+            assert second is not None
+            assert g is not None
+            if first is not None:
+                torch.sub(second, g, out=first)
+            second.add_(g)
+        if self.first is not None and self.group["hess_comp"] == "hutchinson":
+            view, draw = flat(self.first, order), self.source(order, drawn)
+            view.mul_(draw(0, view.numel(), 1.0, view.dtype).view(view.shape))
+
+    def piece(self) -> Piece:
+        """Return flat views of everything that the step needs."""
+        own = local(self.parameter)
+        order = memory_order(own)
+        gradient = self.parameter.grad
+        assert gradient is not None
+
+        def view(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else flat(local(tensor), order)
+
+        state = {name: view(self.state.get(name)) for name in AVERAGES}
+        return Piece(
+            parameter=flat(own, order),
+            gradient=flat(local(gradient), order),
+            second=view(self.second),
+            first=view(self.first),
+            reach=self.state["reach"],
+            **state,  # type: ignore[arg-type]
+        )
+
+
+def cut(piece: Piece) -> Iterator[Piece]:
+    """Cut a piece of flat views into blocks."""
+    names = [field.name for field in fields(Piece) if field.name != "reach"]
+    for _, views in blocks([getattr(piece, name) for name in names]):
+        yield Piece(**dict(zip(names, views)), reach=piece.reach)  # type: ignore[arg-type]
