@@ -14,6 +14,7 @@ from thalweg import _rng
 from thalweg.errors import InvalidInput, explain
 from thalweg.phases.early import EarlyRuns
 from thalweg.phases.early_loop import Copy, LoopRuns
+from thalweg.phases.early_stack import StackRuns, obstacle
 from thalweg.phases.labels import cutoff_for
 from thalweg.problem import Problem
 from thalweg.problem.data import Data, DataConfig, load_data, loss_for
@@ -55,9 +56,13 @@ class EarlySpec:
     """fixed: converged sharpness on one set; demo: as the paper's demonstration, 20 power iterations on batches."""
     tol: float = 1e-3
     """Relative residual of the sharpness; a tenth of it at initialisation."""
+    engine: Literal["auto", "stack", "loop"] = "auto"
+    """stack: all runs as one program; loop: one after the other; auto: the first where copies differ in nothing but
+    their parameters."""
 
     def __post_init__(self) -> None:
         good = self.init in get_args(Initialisation) and self.dtype in ("float32", "float64")
+        good = good and self.engine in ("auto", "stack", "loop")
         good = good and self.model in ("mlp", "cnn", "resnet") and self.protocol in ("fixed", "demo")
         cut = self.cutoff is None or self.cutoff > 0
         if not (good and cut and self.steps >= 1 and self.measured >= 1 and 0 < self.tol < 1):
@@ -135,15 +140,30 @@ def network_runs(
     for seed in seeds:
         model = _zoo(depth, width, seed, spec, known) if factory is None else _made(factory, depth, width, seed)  # type: ignore[arg-type]
         copies.append(_copy(model, chosen, pair, seed, spec))
-    cutoff = cutoff_for(width) if spec.cutoff is None else spec.cutoff
-    return LoopRuns(
-        copies,
-        steps=spec.steps,
-        cutoff=cutoff,
-        batch_size=spec.batch_size,
-        tol=spec.tol,
-        demo=spec.protocol == "demo",
-    )
+    return _engine(copies, spec, cutoff_for(width) if spec.cutoff is None else spec.cutoff)
+
+
+def _engine(copies: list[Copy], spec: EarlySpec, cutoff: float) -> EarlyRuns:
+    demo = spec.protocol == "demo"
+    stacked = spec.engine == "stack" or (spec.engine == "auto" and not demo and not obstacle(copies))
+    if stacked and demo:
+        raise InvalidInput(
+            explain(
+                "The demonstration's protocol was asked for in a stack",
+                "it measures each run on a batch of its own",
+                "Use engine='loop' or 'auto'",
+            )
+        )
+    how: dict[str, Any] = {
+        "steps": spec.steps, "cutoff": cutoff, "batch_size": spec.batch_size, "tol": spec.tol
+    }  # fmt: skip
+    if stacked:
+        try:
+            return StackRuns(copies, **how)
+        except InvalidInput:
+            if spec.engine == "stack":
+                raise
+    return LoopRuns(copies, **how, demo=demo)
 
 
 def _spec(spec: EarlySpec | None, settings: dict[str, Any]) -> EarlySpec:
