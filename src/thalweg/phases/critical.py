@@ -29,7 +29,7 @@ def critical_constants(
     eps_sharp: float = 0.0,
     barrier: bool = True,
     points: int = 101,
-    probes: int = 2,
+    probes: int = 1,
 ) -> CriticalConstants:
     r"""Find the critical constants of every seed on the grid ``c = 2^x``, ``x = start + k grid_step``.
 

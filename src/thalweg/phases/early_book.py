@@ -90,14 +90,14 @@ class Book:
         return [bool(self.known_rise(p)) for p in points]
 
     def sharpness_rose_early(self, points: Sequence[Point]) -> list[bool]:
-        """The same by the first three steps alone, and by the first one where that is enough."""
-        self.train(points)
-        for steps in ((1,), (2, 3)):
-            unknown = [p for p in points if self.known_rise(p) is None]
-            inside = [[t for t in steps if t <= sharpness_steps(self.losses[p], self.window)] for p in unknown]
-            for own in {tuple(one) for one in inside if one}:
-                self.measure([p for p, one in zip(unknown, inside) if tuple(one) == own], own)
-        return [bool(self.known_rise(p)) for p in points]
+        """The same by the first steps of every window alone, each taken only where those before do not tell."""
+        found: dict[Point, bool] = {}
+        for step in (1, 2, 3) if self.window == "paper" else (1, 2):
+            left = [p for p in dict.fromkeys(points) if not found.get(p)] if step <= self.runs.steps else []
+            values = self.runs.sharpness_at([(i, self.c(k)) for i, k in left], [step] * len(left)) if left else ()
+            for p, value in zip(left, values):  # NaN: diverged
+                found[p] = not bool(value <= (1 + self.eps_sharp) * self.runs.sharpness0[p[0]])
+        return [found[p] for p in points]
 
     def known_rise(self, point: Point) -> bool | None:
         """Whether the sharpness rises, as far as it was measured; None where that does not tell."""
