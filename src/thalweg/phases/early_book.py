@@ -107,7 +107,7 @@ class Book:
 
     def barrier_stands(self, points: Sequence[Point], count: int) -> list[bool]:
         """Whether the segment to the end of each run passes above the initial loss; few points first, then all."""
-        found = dict.fromkeys(points, False)
+        found = {p: p in self.losses and diverges(self.losses[p], self.runs.cutoff) for p in points}
         for fine in dict.fromkeys((min(11, count), count)):
             left = [p for p in points if not found[p]]
             if left:
