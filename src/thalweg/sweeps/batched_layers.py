@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,13 +129,18 @@ def _step(module: Any) -> Callable[..., Signal] | None:
     return _norm if kind in NORMS else None
 
 
-def _layers(model: nn.Module, prefix: str = "") -> list[tuple[str, nn.Module]]:
-    """The layers of nested sequences in order; a module that is no sequence is a layer."""
-    if not isinstance(model, nn.Sequential) or type(model).forward is not nn.Sequential.forward:
-        return [(prefix, model)]
-    return [
-        leaf for key, child in model.named_children() for leaf in _layers(child, f"{prefix}.{key}" if prefix else key)
-    ]
+def _layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The layers of nested sequences in order, by their first names; a module that is no sequence is a layer."""
+    names = {id(module): name for name, module in model.named_modules()}
+
+    def inside(module: nn.Module) -> Iterator[nn.Module]:
+        if not isinstance(module, nn.Sequential) or type(module).forward is not nn.Sequential.forward:
+            yield module
+            return
+        for child in module:  # one that comes twice is applied twice, which named_children would not tell
+            yield from inside(child)
+
+    return [(names[id(module)], module) for module in inside(model)]
 
 
 def _apart(signal: Signal) -> Tensor:

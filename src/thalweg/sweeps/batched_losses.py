@@ -57,8 +57,8 @@ def _squares(loss: Callable[..., Any]) -> RowLoss:
     def losses(outputs: Tensor, target: Any, own: bool) -> Tensor:
         if target.shape != (outputs.shape if own else outputs.shape[1:]):
             return spelled_out(outputs, target, own)  # broadcasts, or refuses, as the user's loss does
-        error = (outputs - target).flatten(1)
-        return error.square().mean(dim=1)
+        means: Tensor = (outputs - target).square().flatten(1).mean(dim=1)
+        return means
 
     return losses
 

@@ -18,7 +18,7 @@ from thalweg.sweeps.batched_layers import Layers, flaw
 from thalweg.sweeps.batched_rows import Loop, Rows, Vmap
 
 Way = Literal["auto", "mlp", "cnn", "vmap", "loop"]
-CACHED = 1 << 23
+CACHED = 1 << 25
 """Bytes of graph that are worked on at a time on the CPU: beyond its caches, more rows at once cost more each."""
 
 
