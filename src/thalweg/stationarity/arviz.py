@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from importlib import import_module
 from typing import Any, Literal, TypeAlias
 
@@ -54,6 +55,9 @@ def _functions() -> Any:
 
 
 def _standard(chains: Floats) -> Floats:
-    """Neither number depends on units, but arviz-stats takes a range below 1e-15 for a constant."""
+    """Neither number depends on units, but arviz-stats takes a range below 1e-15 for a constant.
+
+    A power of two changes no digit, so that ties stay ties.
+    """
     spread = float(np.std(chains))
-    return (chains - np.mean(chains)) / spread if spread > 0 and np.isfinite(spread) else chains
+    return np.ldexp(chains, -math.frexp(spread)[1]) if spread > 0 and np.isfinite(spread) else chains
