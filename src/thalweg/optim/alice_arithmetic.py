@@ -102,21 +102,23 @@ def advance(piece: Piece, k: Coefficients) -> None:
 
 
 def find(piece: Piece, k: Coefficients, scratch: Tensor) -> None:
-    """Write the bounded step into ``piece.descent``."""
+    """Write the bounded step into ``piece.descent``; a length that is not a number becomes the upper bound."""
     mean, bottom = piece.mean, denominator(piece, k)
     if k.limit_method == "fixed":
-        size = mean.abs().div_(bottom)
-        size = torch.fmax(torch.fmin(size, as_tensor(k.upper, size)), as_tensor(k.lower, size))
+        size = mean.abs().div_(bottom).nan_to_num_(math.inf, math.inf)
+        size = torch.maximum(torch.minimum(size, as_tensor(k.upper, size)), as_tensor(k.lower, size))
         torch.mul(size, mean.sign(), out=piece.descent)
         return
+    bottom.nan_to_num_(0.0, math.inf)  # fmax would do, without vector instructions
     if k.limit_method == "adam":
         torch.sqrt(piece.square, out=scratch).add_(k.eps)
-        torch.fmax(bottom, scratch / k.upper if isinstance(k.upper, Tensor) else scratch * inverse(k.upper), out=bottom)
+        low = scratch / k.upper if isinstance(k.upper, Tensor) else scratch * float(inverse(k.upper))
+        torch.maximum(bottom, low, out=bottom)
         if isinstance(k.lower, Tensor) or k.lower > 0:
-            torch.fmin(bottom, scratch.div_(k.lower), out=bottom)
+            torch.minimum(bottom, scratch.div_(k.lower), out=bottom)
     else:
-        torch.fmax(bottom, as_tensor(inverse(k.upper), bottom), out=bottom)
-        torch.fmin(bottom, as_tensor(inverse(k.lower), bottom), out=bottom)
+        torch.maximum(bottom, as_tensor(inverse(k.upper), bottom), out=bottom)
+        torch.minimum(bottom, as_tensor(inverse(k.lower), bottom), out=bottom)
     torch.div(mean, bottom, out=piece.descent)
 
 

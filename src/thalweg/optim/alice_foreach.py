@@ -6,6 +6,7 @@ half precision) goes through the tensors one by one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -61,8 +62,9 @@ def _advance(pieces: list[Piece], k: Coefficients) -> None:
     torch._foreach_sqrt_(scratch)
     torch._foreach_add_(scratch, k.eps)
     torch._foreach_mul_(scratch, float(inverse(k.upper)))
-    for bottom, floor in zip(bottoms, scratch):
-        torch.fmax(bottom, floor, out=bottom)  # not _foreach_maximum, which lets NaN through
+    for bottom in bottoms:
+        bottom.nan_to_num_(0.0, math.inf)
+    torch._foreach_maximum_(bottoms, scratch)
     steps, centres = [p.descent for p in pieces], [p.parameter for p in pieces]
     torch._foreach_copy_(steps, means)
     torch._foreach_div_(steps, bottoms)

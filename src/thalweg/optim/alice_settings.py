@@ -184,7 +184,7 @@ def _want(holds: bool, name: str, value: object, range_: str) -> None:
 
 
 def _wrong(name: str, value: str, range_: str) -> InvalidInput:
-    return InvalidInput(explain(f"{name} is {value}", "Alice cannot work with it", f"Make it {range_}"))
+    return InvalidInput(explain(f"The setting {name} is {value}", "Alice cannot work with it", f"Make it {range_}"))
 
 
 def check_parameter(parameter: Tensor) -> None:

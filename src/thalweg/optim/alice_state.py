@@ -87,7 +87,7 @@ class Held:
         """Return ``draw(start, count, scale, dtype)``, the probe's numbers in memory order."""
         own = local(self.parameter)
         step: Any = self.state["step"] + 1 if "step" in self.state else 1
-        if isinstance(step, Tensor) and not self.group["capturable"]:
+        if isinstance(step, Tensor) and (drawn is not None or not self.group["capturable"]):
             step = int(step.item())
         if drawn is not None:
             given = drawn(own, step, self.index).to(device=own.device, dtype=wide(own.dtype))
