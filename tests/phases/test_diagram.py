@@ -112,10 +112,11 @@ def test_runs_of_each_cell_are_drawn():
 
 def test_it_is_kept(tmp_path):
     found = solvable(widths=(4, 16), seeds=range(3))
-    again = open_diagram(found.save(tmp_path / "phases.nc", {"data": "none"}))
+    again = open_diagram(found.save(tmp_path / "phases.nc", {"data": "none", "mode": "grid"}))
     assert again.table() == found.table()
     assert again.sentence == found.sentence
     assert again.data.attrs["data"] == "none"
+    assert again.data.attrs["search"] == "grid"
     for name in found.data:
         xr.testing.assert_equal(again.data[name], found.data[name])
     (tmp_path / "broken.nc").write_bytes(b"CDF\x02nothing")

@@ -230,3 +230,12 @@ def test_the_search_for_critical_constants_finds_the_truth(width, mode):
     assert (sharp.low <= 4 + 1e-12).all()  # on the grid, c = 4 itself rises or not by rounding
     assert (sharp.high >= 4 - 1e-12).all()
     assert found["c_max"].value == pytest.approx(4, rel=0.04)  # a grid of 0.1
+
+
+@pytest.mark.parametrize("width", [4, 64, 1024])
+def test_the_saturated_trace_bends_at_two_whatever_the_width(width):
+    from thalweg.phases.saturation import saturation
+
+    found = saturation(UVRuns(UVModel(width), seeds=tuple(range(500))), stop=1.9, grid_step=0.1)
+    assert found.c_crit == pytest.approx(2.0, rel=1e-9)
+    assert found.interval == pytest.approx((2.0, 2.0), rel=0.08)  # one step of the grid

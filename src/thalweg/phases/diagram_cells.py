@@ -13,6 +13,8 @@ from thalweg.errors import InvalidInput, explain
 from thalweg.phases.critical import Mode, critical_constants
 from thalweg.phases.critical_result import NAMES
 from thalweg.phases.diagram import CELL, PhaseDiagram, cell_values
+from thalweg.phases.diagram_saturation import with_c_crit
+from thalweg.phases.early import EarlyRuns
 from thalweg.phases.early_network import EarlySpec, network_runs
 from thalweg.phases.labels import Window
 from thalweg.sweeps.cells import Cell
@@ -21,7 +23,12 @@ from thalweg.sweeps.plan import Plan, plan
 DIMS = {
     **dict.fromkeys(("c", "c_low", "c_high", "found", "fallback"), ("constant",)),
     **dict.fromkeys(("run_c", "run_loss", "run_sharpness"), ("run",)),
+    **dict.fromkeys(("tau_c", "saturation"), ("tau",)),
 }
+
+
+TAU_STEP = 0.2
+"""Distance in ``log2 c`` of runs to the end of the transient."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +44,7 @@ class MeasureCell:
         window: ``"paper"`` or ``"catapult"``.
         eps_sharp: Relative rise of sharpness that does not count.
         barrier: Whether to look for ``c_barrier``.
+        product: ``c tau`` of runs to the end of the transient, for ``saturation``; None leaves them out.
 
     Example:
         >>> measure = MeasureCell(EarlySpec(samples=40, steps=3), grid_step=0.5, barrier=False)
@@ -51,6 +59,7 @@ class MeasureCell:
     window: Window = "paper"
     eps_sharp: float = 0.0
     barrier: bool = True
+    product: float | None = None
 
     def __call__(self, cell: Cell) -> dict[str, Any]:
         """Measure one cell with the axes ``depth``, ``width`` and ``seed``."""
@@ -68,7 +77,19 @@ class MeasureCell:
         values = {
             name: (DIMS[name], one) if name in DIMS else float(one) for name, one in cell_values(found, 0).items()
         }
-        return {**values, **cost}
+        return {**values, **cost, **(self._saturated(runs) if self.product else {})}
+
+    def _saturated(self, runs: EarlyRuns) -> dict[str, Any]:
+        """Sharpness at equal gradient-flow time over that at the start, up to the first ``c`` that diverges."""
+        assert self.product is not None
+        c, level = [], []
+        for x in np.arange(-1.0, 4.01, TAU_STEP):
+            found = float(runs.sharpness_at([(0, float(2.0**x))], [max(1, round(self.product / 2.0**x))])[0])
+            if not np.isfinite(found):
+                break
+            c.append(float(2.0**x))
+            level.append(found / float(runs.sharpness0[0]))
+        return {"tau_c": (("tau",), np.array(c)), "saturation": (("tau",), np.array(level))}
 
 
 def phase_plan(depths: Sequence[int], widths: Sequence[int], seeds: int | Sequence[int] = 5) -> Plan:
@@ -129,6 +150,9 @@ def diagram_of(table: xr.Dataset, facts: Mapping[str, Any] | None = None) -> Pha
         )
     names = [name for name in (*DIMS, "loss0", "sharpness0") if name in table]
     data = table[names].transpose(*CELL, ...).assign_coords(constant=list(NAMES))
+    if "saturation" in data:
+        grid = np.nanmax(data["tau_c"].values, axis=(0, 1, 2))  # the same for all cells, as far as they go
+        data = with_c_crit(data.drop_vars("tau_c").rename(tau="tau_c").assign_coords(tau_c=grid))
     used = np.isfinite(data["found"].values).any(axis=(0, 1, 2))
     kept = data.isel(constant=np.flatnonzero(used)).sortby(list(CELL))
     return PhaseDiagram(kept.assign_attrs(dict(facts or {})))

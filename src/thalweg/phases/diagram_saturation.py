@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import plotly.graph_objects as go
+import xarray as xr
 
 from thalweg.phases.diagram import QUADRATIC, PhaseDiagram
+from thalweg.phases.fits import resamples
+from thalweg.phases.saturation import derivative_rows
 
 INK = ("#0068A8", "#C24A00", "#00795A", "#A8447F", "#8A6300", "#3B7FB5", "#6B4FA0", "#5F6670")
 
@@ -68,3 +71,39 @@ def saturation_figure(diagram: PhaseDiagram) -> go.Figure:
         hovermode="closest",
         height=420,
     )
+
+
+def with_c_crit(data: xr.Dataset, *, window: int = 7, order: int = 3, span: float = 2.0) -> xr.Dataset:
+    """Add ``c_crit`` of each cell: where the mean over its seeds of ``saturation`` bends down most.
+
+    As `saturation` does for one architecture: the mean first, then local polynomials, then the second derivative.
+
+    Args:
+        data: ``saturation`` over depth, width, seed and ``tau_c``; NaN from where a run diverged.
+        window: Points of a smoothing polynomial.
+        order: Its degree.
+        span: Ratio of the ends of the 90 % interval over resampled seeds beyond which ``c_crit`` is NaN.
+
+    Returns:
+        The data with ``c_crit``, ``c_crit_low`` and ``c_crit_high`` over depth and width.
+    """
+    shape = data.sizes["depth"], data.sizes["width"]
+    found = np.full((3, *shape), np.nan)
+    c = data["tau_c"].values
+    table = data["saturation"].transpose("depth", "width", "seed", "tau_c").values
+    for place in np.ndindex(*shape):
+        rows = table[place]
+        rows = rows[np.isfinite(rows).any(axis=1)]
+        count = int(np.isfinite(rows).all(axis=0).sum()) if len(rows) > 1 else 0  # a grid that all seeds survive
+        if count < window:
+            continue
+        _, bends = derivative_rows(c[:count], window, order)
+        inside = np.flatnonzero(np.isfinite(bends).all(axis=1))
+        own = -bends[inside] @ rows[:, :count].mean(axis=0)
+        drawn = rows[resamples(len(rows), 1000, 0)][..., :count].mean(axis=1)
+        several = c[inside[np.argmax(-drawn @ bends[inside].T, axis=1)]]
+        low, high = np.quantile(several, (0.05, 0.95), method="nearest")
+        estimate = c[inside[np.argmax(own)]] if high <= span * low else np.nan
+        found[(slice(None), *place)] = estimate, low, high
+    names = ("c_crit", "c_crit_low", "c_crit_high")
+    return data.assign({name: (("depth", "width"), values) for name, values in zip(names, found)})

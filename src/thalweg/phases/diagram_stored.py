@@ -44,7 +44,7 @@ def save_diagram(diagram: PhaseDiagram, path: str | Path, facts: Mapping[str, ob
     Args:
         diagram: It.
         path: The netCDF file to write or replace.
-        facts: Further attributes.
+        facts: Further attributes; one called ``mode`` is written as ``search``.
 
     Returns:
         The path.
@@ -68,8 +68,10 @@ def save_diagram(diagram: PhaseDiagram, path: str | Path, facts: Mapping[str, ob
         array = np.asarray(values.values)
         array = array.astype(np.str_) if array.dtype == object else array
         held[str(name)] = variable(tuple(map(str, values.dims)), array, units, words)
-    own = {str(key): value for key, value in diagram.data.attrs.items()}
-    return write_analysis(Path(path), xr.Dataset(held), KIND, {**own, **(facts or {})})
+    own = {str(key): value for key, value in {**diagram.data.attrs, **(facts or {})}.items()}
+    if "mode" in own:  # SciPy's writer takes an attribute of this name for its own
+        own["search"] = own.pop("mode")
+    return write_analysis(Path(path), xr.Dataset(held), KIND, own)
 
 
 def open_diagram(path: str | Path) -> PhaseDiagram:
