@@ -8,23 +8,16 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from thalweg.errors import InvalidInput, NotConverged, explain
-from thalweg.operators import hessian
 from thalweg.optim.search import RateStop, as_problem, critical_learning_rate
 from thalweg.optim.virtual import VirtualUpdate, virtual_update
+from thalweg.phases.rates_curvature import curvature_along, effective_sharpness, step_direction
 from thalweg.phases.rates_words import evidence, sentence
 from thalweg.problem.problem import Problem
 from thalweg.rules.base import Rule, State
-from thalweg.rules.direction import update_direction
-from thalweg.rules.edge import edge
 from thalweg.rules.live import Source
-from thalweg.rules.torch_bridge import from_torch, state_from_torch
-from thalweg.spectra.directional import directional_sharpness
-from thalweg.spectra.lanczos import top_eigenpairs
-from thalweg.spectra.results import Eigenpairs
 from thalweg.spectra.task import Method
 
 if TYPE_CHECKING:
@@ -224,9 +217,9 @@ def first_step(
     Raises:
         InvalidInput: The step does not move the weights, or an argument is out of range.
         NonFinite: Loss or gradient at the point is not finite.
-        NotConverged: The eigensolver missed its tolerance.
 
     Example:
+        >>> import torch
         >>> model = torch.nn.Linear(1, 1, bias=False).double()
         >>> x = torch.tensor([[1.0], [3.0]], dtype=torch.float64)
         >>> problem = Problem(model, torch.nn.MSELoss(), (x, 0 * x))  # its only curvature is 10
@@ -254,14 +247,9 @@ def first_step(
     update = virtual_update(problem, source, point, state, gradient=gradient)
     wanted = target if target is not None else update.rate or None
     notes: list[str] = []
-    direction = _direction(problem, source, point, state, gradient, update, notes)
-    # The search first: it refuses losses, gradients and steps that nothing can be said about.
+    direction = step_direction(problem, source, point, state, gradient, update, notes)
     descent = float(direction @ gradient)
-    curvature = hessian(problem, point)
-    along = float("nan")
-    if bool(torch.isfinite(direction).all()) and bool((direction != 0).any()):
-        rayleigh = float(directional_sharpness(curvature, direction))
-        along = rayleigh * float(direction @ direction) / descent if descent else math.nan
+    along = curvature_along(problem, point, direction, descent, notes)
     quadratic = 2 / along if along > 0 and descent > 0 else math.inf
     guess = quadratic if math.isfinite(quadratic) else None
     try:
@@ -271,8 +259,10 @@ def first_step(
     except NotConverged as error:
         found = error.result  # type: ignore[assignment]
         notes.append(f"The critical learning rate is known to its bracket only: {found.stop.value}")
-    pairs, stable = _sharpness(problem, source, point, state, gradient, method, seed, notes)
-    sharpness = float(pairs.values[0])
+    # What nothing can be said about is refused by now.
+    sharpness, residual, products, stable = effective_sharpness(
+        problem, source, point, state, gradient, method, seed, notes
+    )
     loss = float(value)
     limit = CUTOFF * max(1.0, abs(loss)) if cutoff is None else cutoff
     begin = found.learning_rate if found.learning_rate < math.inf else (wanted or max(p[0] for p in found.points))
@@ -284,7 +274,7 @@ def first_step(
         bracket=found.bracket,
         stop=found.stop,
         sharpness=sharpness,
-        residual=float(pairs.residuals[0]),
+        residual=residual,
         local_limit=stable,
         directional=along,
         quadratic=quadratic,
@@ -298,7 +288,7 @@ def first_step(
         points=found.points,
         runs=tuple((eta, worst) for eta, worst, _ in runs),
         name=_name(source),
-        products=pairs.products + 1,
+        products=products + (0 if math.isnan(along) else 1),
         gradients=1 + sum(done - 1 for *_, done in runs),
         forwards=found.evaluations + sum(done for *_, done in runs),
         search_forwards=found.evaluations,
@@ -312,54 +302,6 @@ def _verdict(target: float | None, critical: float, divergence: float) -> Warmup
     if target <= critical and target < divergence:
         return Warmup.NOT_NEEDED
     return Warmup.OPTIONAL if target < divergence else Warmup.NEEDED
-
-
-def _direction(
-    problem: Problem,
-    source: Source,
-    w: Tensor,
-    state: State | None,
-    gradient: Tensor,
-    update: VirtualUpdate,
-    notes: list[str],
-) -> Tensor:
-    """``d`` with ``w' = w - lr d``, exact for rules that are known, else from a step of unit rate."""
-    try:
-        return update_direction(problem, source, w, state, gradient=gradient)
-    except InvalidInput:
-        if isinstance(source, Rule):
-            raise
-    whole, half = w - update.step(1.0), w - update.step(0.5)
-    if float((whole - 2 * half).norm()) > 1e-3 * float(whole.norm()):
-        notes.append("The step is not proportional to the learning rate, so that its curvature depends on it.")
-    return whole
-
-
-def _sharpness(
-    problem: Problem,
-    source: Source,
-    w: Tensor,
-    state: State | None,
-    gradient: Tensor,
-    method: Method | None,
-    seed: int,
-    notes: list[str],
-) -> tuple[Eigenpairs, float]:
-    """Leading pair of the effective Hessian as the next update sees it, and the rate that is stable by it."""
-    rule = source if isinstance(source, Rule) else None
-    if rule is None:
-        try:
-            assert isinstance(source, torch.optim.Optimizer)
-            rule = from_torch(source)
-            names = problem.layout.names
-            state = state_from_torch(source, [problem.model.get_parameter(name) for name in names])
-            state = {k: v.to(w.device, w.dtype) if v.is_floating_point() else v for k, v in state.items()}
-        except InvalidInput as error:
-            notes.append(f"Its stability threshold is not known, and the sharpness is the Hessian's: {error}")
-            return top_eigenpairs(hessian(problem, w), 1, method=method, seed=seed), math.nan
-    after = rule.update(rule.init(w) if state is None else state, gradient, w)
-    found = edge(problem, rule, w, after, method=method, seed=seed)
-    return found.eigenpairs, found.largest_stable_lr
 
 
 def _divergence(

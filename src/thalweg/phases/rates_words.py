@@ -23,7 +23,7 @@ def evidence(report: LearningRateReport) -> list[tuple[str, str, str]]:
     low, high = r.bracket
     below, beyond = r.divergence_bracket
     rows = [
-        ("loss", f"{r.loss:.6g}", "at the point, all samples given"),
+        ("loss", f"{r.loss:.6g}", "at this point"),
         ("critical learning rate", _rate(r.learning_rate), f"one step, seen between {low:.4g} and {high:.4g}"),
         ("sharpness", f"{r.sharpness:.5g}", f"largest eigenvalue, residual {r.residual:.1e}"),
         ("stable on the quadratic", _rate(r.local_limit), "threshold of the rule / sharpness"),
@@ -35,7 +35,7 @@ def evidence(report: LearningRateReport) -> list[tuple[str, str, str]]:
     ]
     if r.target is not None:
         rows.append(("target", f"{r.target:.4g}", _relative(r.target, r.learning_rate, r.divergence)))
-    rows.append(("cost", f"{r.forwards} forward", f"passes, {r.gradients} gradients, {r.products} Hessian products"))
+    rows.append(("cost", f"{r.forwards} forward passes", f"{r.gradients} gradients, {r.products} Hessian products"))
     return rows
 
 
