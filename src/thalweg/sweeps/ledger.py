@@ -197,17 +197,21 @@ class Ledger:
     def write(self, answers: Iterable[tuple[Cell, Answer, int]]) -> None:
         """Enter cells with what came of them and the attempts that it took: all of it, or nothing.
 
+        A cell that is done stays as it is.
+
         Raises:
             StorageError: The disk is full, read-only or gone; what was entered before stays.
         """
         with keeping(self.path), self._transaction():
             for cell, answer, attempts in answers:
                 status = "failed" if answer.error else "done"
-                self._connection.execute(
+                changed = self._connection.execute(
                     "UPDATE cells SET status = ?, attempts = attempts + ?, seconds = ?, host = ?, error = ?, trace = ? "
-                    "WHERE key = ?",
+                    "WHERE key = ? AND status != 'done'",
                     (status, attempts, answer.seconds, answer.host, answer.error, answer.trace, cell.key),
-                )
+                ).rowcount
+                if not changed:  # it is done: Ctrl-C came between the commit and the note that it was entered
+                    continue
                 self._connection.executemany(
                     "INSERT INTO results VALUES (?, ?, ?, ?, ?)",
                     [(cell.key, item.name, item.kind, item.dims, item.value) for item in answer.items],
