@@ -19,7 +19,7 @@ NOISE = np.array([2.0, 1.0, 1.0, 0.5, 1.0])
 
 
 def ratios(
-    rate: float, momentum: float = 0.0, decay: float = 0.0, *, chains: int = 2000, steps: int = 2000, seed: int = 0
+    rate: float, momentum: float = 0.0, decay: float = 0.0, *, chains: int = 1000, steps: int = 2000, seed: int = 0
 ) -> dict[str, float]:
     """Run many chains from rest, let them forget it, and compare both sides over the second half.
 

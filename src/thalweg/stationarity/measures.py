@@ -51,7 +51,7 @@ def invariance_bound(n: int, largest: float, delta: float | None = None, draws: 
     if n < 1 or not largest >= 0 or (delta is not None and not 0 < delta < 1) or (draws is not None and draws < 1):
         raise InvalidInput(
             explain(
-                f"n = {n}, M = {largest}, delta = {delta}, draws = {draws}",
+                f"A bound was asked for with n = {n}, M = {largest}, delta = {delta}, draws = {draws}",
                 "the bound needs a state, M of zero or more, a probability between 0 and 1, and a draw",
                 "Give such numbers",
             )
@@ -280,7 +280,7 @@ def invariance_residual(
         if largest < seen:
             raise InvalidInput(
                 explain(
-                    f"{name} reaches {seen:.6g} in size, above its bound of {largest:.6g}",
+                    f"Observable {name} reaches {seen:.6g} in size, above its bound of {largest:.6g}",
                     "the residual is only bounded where the observable is",
                     "Give a bound that holds, or leave it out",
                 )
