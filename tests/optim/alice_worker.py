@@ -81,6 +81,7 @@ def sharded(expected):
         folders = [folder]
         dist.broadcast_object_list(folders)
         checkpoint.save(get_optimizer_state_dict(net, optimizer), checkpoint_id=folders[0])
+        optimizer.zero_grad()  # where there are gradients, torch takes the state for created
         fresh = Alice(net.parameters(), lr=1.0)
         state = get_optimizer_state_dict(net, fresh)  # creates state by a bare step at lr = 0
         checkpoint.load(state, checkpoint_id=folders[0])

@@ -444,7 +444,7 @@ class TestModels:
         torch.testing.assert_close(moved, 1 - full.detach(), rtol=0.1, atol=0)
 
     def test_complex_and_sparse_are_refused(self):
-        with pytest.raises(InvalidInput, match="complex.*view_as_real"):
+        with pytest.raises(InvalidInput, match=r"complex.*view_as_real"):
             Alice([nn.Parameter(torch.ones(2, dtype=torch.complex64))])
         table = nn.Embedding(5, 2, sparse=True)
         optimizer = Alice(table.parameters())
@@ -472,6 +472,16 @@ class TestPaths:
         for model, foreach in zip(models, (False, True)):
             train(model, Alice(model.parameters(), lr=5e-3, foreach=foreach, **options), range(20))
         assert torch.equal(weights(models[0]), weights(models[1]))
+
+    @pytest.mark.slow
+    def test_compiled_equals_single(self):
+        for options in ({}, {"hess_comp": "zero", "quick_steps": 1}):
+            models = net(torch.float64), net(torch.float64)
+            for model, compiled in zip(models, (False, True)):
+                optimizer = Alice(model.parameters(), lr=5e-3, compiled=compiled, **options)
+                for number in range(16):
+                    optimizer.step(closure_of(model, optimizer, number, torch.float64))
+            torch.testing.assert_close(weights(models[0]), weights(models[1]), rtol=1e-9, atol=1e-12)
 
     def test_blocks_change_nothing(self, monkeypatch):
         models = net(), net()
