@@ -294,3 +294,10 @@ def test_divergence_after_a_normal_run():
 def test_bad_input_is_explained(settings, words):
     with pytest.raises(InvalidInput, match=words):
         segment(**settings)
+
+
+def test_the_table_of_the_documentation_is_this_one():
+    from regime_cases import HERE
+    from regime_expectations import table
+
+    assert table() in (HERE.parent.parent / "docs" / "regimes.md").read_text()

@@ -183,8 +183,11 @@ class _Segmenter:
         if not self.curves.known:
             return "no sharpness"
         if len(at) < FEWEST or at[-1] - at[0] < SHORTEST:
-            self.notes.append(f"{len(at)} measurements of sharpness over {at[-1] - at[0] if len(at) else 0} steps "
-                              f"are too few; {FEWEST} over {SHORTEST} are the least.")  # fmt: skip
+            span = at[-1] - at[0] if len(at) else 0
+            self.notes.append(
+                f"Too little data: {FEWEST} measurements of sharpness over {SHORTEST} steps are the least, and there are "
+                f"{len(at)} over {span}."
+            )
             return "too little data"
         spread = float(np.var(y))
         if spread > 0.1**2 and float(np.mean(np.diff(y) ** 2)) > UNRELATED * 2 * spread:

@@ -21,6 +21,7 @@ COLOURS = {
     "diverged": "rgba(194,0,0,0.20)",
     "undetermined": "rgba(125,133,144,0.05)",
 }
+# The house's palette; ``meta`` is the place in it, by which a page repaints for the dark.
 SHARP, BATCH, LOSS, EVENT, LIMIT = "#0068A8", "#A8447F", "#C24A00", "#00795A", "#7D8590"
 NARROW = 0.09
 """Bands below this share of the axis have their name only in the hover text."""
@@ -54,6 +55,7 @@ def regimes_figure(regimes: Regimes) -> go.Figure:
                 name="sharpness over threshold" if known else "sharpness",
                 mode="lines+markers",
                 marker={"size": 4, "color": SHARP},
+                meta=0,
                 line={"width": 1.6, "color": SHARP},
                 customdata=np.array([[label, f"{a:.2f}"] for label, a in zip(regimes.labels, regimes.agreement)]),
                 hovertemplate="%{y:.3g}<br>%{customdata[0]}, agreement %{customdata[1]}<extra></extra>",
@@ -69,6 +71,7 @@ def regimes_figure(regimes: Regimes) -> go.Figure:
                     name="batch sharpness over threshold",
                     mode="lines+markers",
                     marker={"size": 4, "color": BATCH},
+                    meta=3,
                     line={"width": 1.2, "color": BATCH},
                     hovertemplate="%{y:.3g}<extra>batch sharpness</extra>",
                 ),
@@ -84,7 +87,7 @@ def regimes_figure(regimes: Regimes) -> go.Figure:
                 col=1,
             )  # fmt: skip
         title = "sharpness / threshold" if known else "sharpness"
-        figure.update_yaxes(type="log", title_text=title, dtick=1, minor={"ticks": "outside"}, row=1, col=1)
+        figure.update_yaxes(type="log", title_text=title, row=1, col=1)
     shown = np.unique(np.round(np.geomspace(1, len(curves.loss), MOST)).astype(int) - 1)
     loss = np.where(np.isfinite(curves.loss), curves.loss, np.nan)
     figure.add_trace(
@@ -94,6 +97,7 @@ def regimes_figure(regimes: Regimes) -> go.Figure:
             name="loss",
             mode="lines",
             line={"width": 1.2, "color": LOSS},
+            meta=1,
             hovertemplate="%{y:.4g}<extra>loss</extra>",
         ),
         row=rows,
@@ -107,6 +111,7 @@ def regimes_figure(regimes: Regimes) -> go.Figure:
                 y=loss[where],
                 name="excursion",
                 mode="markers",
+                meta=2,
                 marker={"symbol": "triangle-up-open", "size": 9, "color": EVENT, "line": {"width": 1.5}},
                 text=[event.label for event in regimes.catapults],
                 hovertemplate="%{text}, %{y:.4g}<extra></extra>",

@@ -38,7 +38,7 @@ def sentence(segment: Segment) -> str:
     """
     facts = [MEANINGS[segment.label]]
     numbers = []
-    if np.isfinite(segment.change) and segment.label != "edge of stability":
+    if segment.measured != 1 and np.isfinite(segment.change) and segment.label != "edge of stability":
         factor = 10**segment.change
         numbers.append(f"{factor:.3g} times" if factor >= 1 else f"to {100 * factor:.2g}% of its start")
     ratio, kind = (
@@ -54,6 +54,17 @@ def sentence(segment: Segment) -> str:
         whole = segment.confidence > 0.995
         facts.append("all settings agree" if whole else f"{100 * segment.confidence:.0f}% of settings agree")
     return f"Steps {segment.start:,}-{segment.end:,}: {segment.label} ({'; '.join(facts)})."
+
+
+def summary(regimes: Regimes) -> str:
+    """Return the regimes with their ends in one sentence."""
+    parts = [f"{s.label} to step {s.end:,}" for s in regimes.segments[:-1]]
+    last = regimes.segments[-1]
+    edge = last.ratio if not np.isfinite(last.batch_ratio) else last.batch_ratio
+    where = f", at {edge:.2f} of the threshold" if last.label == "edge of stability" and np.isfinite(edge) else ""
+    told = ", ".join([*parts, f"{last.label} to the end{where}"])
+    rest = [part for part in (_edge(regimes), _events(regimes)) if part]
+    return " ".join([f"{told[0].upper()}{told[1:]}.", *rest])
 
 
 def _edge(regimes: Regimes) -> str:

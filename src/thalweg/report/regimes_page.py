@@ -50,9 +50,12 @@ def regimes_sections(data: xr.Dataset, manifest: Mapping[str, Any]) -> list[str]
 
 def section(regimes: Regimes) -> str:
     """Return figure, finding and tables as one section."""
-    words = regimes.text
+    from thalweg.phases.regimes_words import summary
+
     more = segment_table(regimes) + event_table(regimes.catapults)
-    return figure_section("regimes", TITLE, SEE, words, regimes.plot(), against="the step, logarithmic", more=more)
+    return figure_section(
+        "regimes", TITLE, SEE, summary(regimes), regimes.plot(), against="the step, logarithmic", more=more
+    )
 
 
 def segment_table(regimes: Regimes) -> str:
@@ -136,8 +139,9 @@ def render_regimes(regimes: Regimes, name: str = "run") -> str:
     curves = regimes.curves
     kind = curves.limit.name if curves.limit is not None else "optimizer"
     counts = f"{len(curves.steps):,} losses, {len(curves.at):,} measurements of sharpness"
-    flags = [(flag, "bad" if flag == "diverged" else "warn") for flag in regimes.flags]
-    sure = [(s.label, "accent" if s.label == "edge of stability" else "plain") for s in regimes.segments]
+    flags = [(flag, "warn") for flag in regimes.flags if flag != "diverged"]
+    kinds = {"edge of stability": "accent", "diverged": "bad"}
+    sure = [(s.label, kinds.get(s.label, "plain")) for s in regimes.segments]
     body = [
         f'<header><p class="kind">Regimes</p><h1>{html.escape(name)}</h1>'
         f'<p class="sub">{html.escape(f"{kind} · {counts}")}</p>',
@@ -174,6 +178,6 @@ def _table(caption: str, heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]
         for cells in rows
     )
     return (
-        f'<div class="frame"><table><caption>{html.escape(caption)}</caption><thead><tr>{head}</tr></thead>'
+        f'<div class="numbers"><table><caption>{html.escape(caption)}</caption><thead><tr>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
     )
