@@ -1,10 +1,13 @@
-"""``thalweg sweep``: status and merge, by its main()."""
+"""``thalweg sweep``: status and merge, by its main(), and the progress of a sweep."""
 
+import io
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from rich.console import Console
 
 from thalweg.cli.sweep import main
+from thalweg.cli.sweep_meter import sweep_meter
 from thalweg.errors import InvalidInput, RunFolderError
 from thalweg.sweeps.plan import plan
 from thalweg.sweeps.run_result import open_sweep
@@ -62,3 +65,18 @@ def test_what_is_wrong_is_said(tmp_path, capsys):
         main(["--help"])
     assert stop.value.code == 0
     assert "thalweg sweep merge node1 node2 --out all" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_progress_on_the_console(tmp_path, terminal):
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=100)
+    with ThreadPoolExecutor(1) as pool:
+        sweep(ratio, plan(width=range(10)), tmp_path / "s", engine=pool, meter=sweep_meter(console), ahead=1)
+    out = console.file.getvalue()
+    assert "10/10" in out
+    assert "1 failed" in out
+    assert "0 s left" in out
+    if not terminal:
+        lines = out.splitlines()
+        assert len(lines) == 10
+        assert lines[-1].startswith("cell 10/10 (100%), 0 s left: last cell ")
