@@ -6,12 +6,15 @@ import xarray as xr
 from diagrams_to_draw import made_up, solvable
 
 from thalweg.errors import InvalidInput, RunFolderError
+from thalweg.phases.critical import critical_constants
 from thalweg.phases.diagram import PhaseDiagram, phase_diagram
 from thalweg.phases.diagram_cells import MeasureCell, cell_work, diagram_of, phase_plan
 from thalweg.phases.diagram_stored import open_diagram
 from thalweg.phases.diagram_words import opening
 from thalweg.phases.early_network import EarlySpec
+from thalweg.phases.uv import UVModel
 from thalweg.phases.uv_critical import uv_constants
+from thalweg.phases.uv_runs import UVRuns
 
 
 def test_the_solvable_model_has_the_averages_that_are_known():
@@ -101,8 +104,9 @@ def test_a_single_cell_and_missing_values_are_drawn():
 def test_runs_of_each_cell_are_drawn():
     found = solvable(widths=(4, 16), seeds=range(3))
     figure = found.plot_runs()
-    assert len(figure.data) == 4
-    assert [bool(trace.visible) for trace in figure.data] == [True, True, False, False]
+    assert [bool(trace.visible) for trace in figure.data] == [True, False]  # a bisection measures little sharpness
+    whole = phase_diagram({(2, w): critical_constants(UVRuns(UVModel(w)), mode="grid") for w in (4, 16)})
+    assert [bool(trace.visible) for trace in whole.plot_runs().data] == [True, True, False, False]
     assert [button.label for button in figure.layout.updatemenus[0].buttons] == [
         "depth 2, width 4",
         "depth 2, width 16",
@@ -170,3 +174,24 @@ def test_failed_cells_are_missing():
 def test_what_cannot_be_is_refused(call):
     with pytest.raises(InvalidInput):
         call()
+
+
+def test_saturation_is_drawn_with_its_bend():
+    from thalweg.phases.diagram_saturation import with_c_crit
+
+    runs = UVRuns(UVModel(16), seeds=tuple(range(60)))
+    c = 2.0 ** np.arange(-1, 1.91, 0.1)
+    rows = [(s, float(one)) for s in range(60) for one in c]
+    ratio = runs.sharpness_at(rows, [max(1, round(200 / one)) for _, one in rows]).reshape(60, -1)
+    ratio = ratio / runs.sharpness0[:, None]
+    base = phase_diagram({(2, 16): critical_constants(runs, barrier=False)})
+    data = base.data.assign_coords(tau_c=c)
+    data["saturation"] = (("depth", "width", "seed", "tau_c"), ratio[None, None])
+    found = PhaseDiagram(with_c_crit(data))
+    assert found.data.c_crit.values.item() == pytest.approx(2.0, rel=1e-9)
+    curve, star = found.plot_saturation().data
+    assert star.x[0] == pytest.approx(2.0)
+    assert curve.y[0] > 0.9
+    one = PhaseDiagram(with_c_crit(data.isel(seed=[0])))  # one seed has no spread
+    assert np.isnan(one.data.c_crit).all()
+    assert len(one.plot_saturation().data) == 1

@@ -86,12 +86,14 @@ def diagram_figure(diagram: PhaseDiagram, against: Against = "width") -> go.Figu
         showgrid=False,
         zeroline=False,
     )
-    levels = sorted({_level(cell, against) for cell in diagram.cells})
+    labels = {_level(cell, against): _label(cell, against) for cell in reversed(diagram.cells)}
+    levels = sorted(labels)
     shown = levels if len(levels) <= 8 else levels[:: -(-len(levels) // 8)]
     figure.update_yaxes(
         type="log",
         tickvals=shown,
-        ticktext=[f"1/{1 / level:.4g}" for level in shown],
+        ticktext=[labels[level] for level in shown],
+        automargin=True,
         showgrid=False,
         zeroline=False,
         range=np.log10([levels[0] / 2**0.5, levels[-1] * 2**0.5]).tolist(),
@@ -186,6 +188,10 @@ def _bars(mean: Array, found: list[Summary]) -> dict[str, Any]:
 
 def _level(cell: tuple[int, int], against: Against) -> float:
     return (cell[0] if against == "ratio" else 1) / cell[1]
+
+
+def _label(cell: tuple[int, int], against: Against) -> str:
+    return f"{cell[0] if against == 'ratio' else 1}/{cell[1]}"
 
 
 def _line(diagram: PhaseDiagram, name: str, cells: list[tuple[int, int]], against: Against) -> tuple[Array, Array]:

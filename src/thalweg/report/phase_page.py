@@ -47,9 +47,9 @@ DIAGRAM = (
 )
 RATIO = "All cells together, against depth / width, with monotone fits through the means."
 RUNS = (
-    "Every short run of one cell, each a dot: its largest loss and sharpness after the start, over those at the start. "
-    "Above the line at 1 they rose; choose the cell above the figure. Runs that diverged, and sharpness that the "
-    "search did not need, are left out."
+    "Every short run of one cell, each a dot: its largest loss after the start over that at the start, and its "
+    "sharpness likewise where it was measured throughout (--mode grid). Above the line at 1 it rose. Choose the cell "
+    "above the figure. Runs that diverged are left out; a search by bisection has few runs far from the constants."
 )
 SATURATION = (
     "The sharpness after the transient, at equal gradient-flow time, over that at the start. Stars mark c_crit, where "
