@@ -9,8 +9,9 @@ from regime_expectations import EDGE, EXPECTED, HELD_OUT, TUNED, called, holds, 
 
 from thalweg import rules
 from thalweg.errors import InvalidInput
-from thalweg.phases.regimes import noise, segment
+from thalweg.phases.regimes import segment
 from thalweg.phases.regimes_labels import STATES, Piece, best_order, misfits
+from thalweg.phases.regimes_segmenter import noise
 
 MISSED = {
     ("random_c4", 0): "still approaching: the median of the segment is 0.93 of the threshold, its end 0.97",
