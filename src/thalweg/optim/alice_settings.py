@@ -172,6 +172,8 @@ def check(group: dict[str, Any]) -> None:
         raise _wrong("hess_comp", '"zero" with grad_glass=False', "another, since no curvature is left to step by")
     if group["foreach"] and group["capturable"]:
         raise _wrong("foreach", "True with capturable=True", "left out: the capturable path takes tensors one by one")
+    if group["compiled"] and (group["foreach"] or group["capturable"]):
+        raise _wrong("compiled", "True with foreach or capturable", "the only one of the three")
     if group["count_samples"] and group["capturable"]:
         raise _wrong("count_samples", "True with capturable=True", "left out: samples are counted on the host")
     if group["differentiable"]:

@@ -8,6 +8,7 @@ data-parallel job and every device draw the same signs, and a shard draws its ow
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -62,15 +63,26 @@ def signs(
         >>> bool((draw(0, 300)[70:200] == draw(70, 130)).all())
         True
     """
+    return stream(key, start, count, scale, dtype=dtype, device=device)(0, count)
+
+
+def stream(
+    key: int | Tensor, start: int, count: int, scale: float | Tensor, *, dtype: torch.dtype, device: torch.device
+) -> Callable[[int, int], Tensor]:
+    """Return ``draw(begin, length)``, which gives any stretch of `signs`; kept meanwhile is one bit for each."""
     first, last = start // WORD, -(-(start + count) // WORD)
     words = torch.arange(first, last, device=device, dtype=torch.int64)
-    mixed = _mix_tensor(words.mul_(_signed(_GOLDEN)).add_(key))
-    octets = mixed.view(torch.uint8)
+    octets = _mix_tensor(words.mul_(_signed(_GOLDEN)).add_(key)).view(torch.uint8)
     if sys.byteorder == "big":
         octets = octets.view(-1, 8).flip(1).reshape(-1)
-    drawn = _table(scale, dtype, device).index_select(0, octets.to(torch.int32)).view(-1)
-    skip = start - first * WORD
-    return drawn[skip : skip + count]
+    table, skip = _table(scale, dtype, device), start - first * WORD
+
+    def draw(begin: int, length: int) -> Tensor:
+        low, high = (skip + begin) // 8, -(-(skip + begin + length) // 8)
+        drawn = table.index_select(0, octets[low:high].to(torch.int32)).view(-1)
+        return drawn.narrow(0, skip + begin - 8 * low, length)
+
+    return draw
 
 
 def _table(scale: float | Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from thalweg.optim.alice_arithmetic import Piece, place
 from thalweg.optim.alice_layout import blocks, flat, local, memory_order, same_layout, shard, wide
-from thalweg.optim.alice_signs import key_base, key_of, signs
+from thalweg.optim.alice_signs import key_base, key_of, stream
 
 Signs: TypeAlias = Callable[[Tensor, int, int], Tensor]
 """``signs(parameter, step, index)``: plus and minus ones of the parameter's (local) shape, for step 1, 2, ..."""
@@ -72,40 +72,34 @@ class Held:
         state = self.state
         held: list[Tensor | None] = [own, self.centre, state.get("descent"), state.get("rest")]
         views = [None if t is None else flat(local(t), order) for t in held]
-        accumulator = wide(own.dtype)
-        source = self.source(order, drawn) if sign else None
+        source = self.source(order, drawn, sign * sigma) if sign else None
         for start, (p, centre, descent, rest) in blocks(views):
             assert p is not None
             assert centre is not None
-            probe = None
-            if source is not None:
-                probe = source(start, p.numel(), sign * sigma, accumulator)
-                probe = probe.view(p.shape) if probe.shape != p.shape else probe
+            probe = None if source is None else source(start, p.numel()).view(p.shape)
             place(p, centre, descent, rest, state.get("reach", 0.0), probe)
 
-    def source(self, order: tuple[int, ...] | None, drawn: Signs | None) -> Callable[..., Tensor]:
-        """Return ``draw(start, count, scale, dtype)``, the probe's numbers in memory order."""
+    def source(
+        self, order: tuple[int, ...] | None, drawn: Signs | None, scale: float | Tensor
+    ) -> Callable[[int, int], Tensor]:
+        """Return ``draw(start, count)``, the signs times ``scale`` in memory order."""
         own = local(self.parameter)
+        count, dtype = own.numel(), wide(own.dtype)
         step: Any = self.state["step"] + 1 if "step" in self.state else 1
         if isinstance(step, Tensor) and (drawn is not None or not self.group["capturable"]):
             step = int(step.item())
         if drawn is not None:
-            given = drawn(own, step, self.index).to(device=own.device, dtype=wide(own.dtype))
-            whole = flat(given.expand(own.shape), order)
-            return lambda start, count, scale, _: (whole if order is None else whole[start : start + count]) * scale
-        offset, coordinates = shard(self.parameter)
-        key = key_of(key_base(self.group["seed"], self.index, *coordinates), step)
-        if order is None or order != tuple(range(own.dim())):
+            whole = drawn(own, step, self.index).to(device=own.device, dtype=dtype).expand(own.shape) * scale
+        else:
+            offset, coordinates = shard(self.parameter)
+            key = key_of(key_base(self.group["seed"], self.index, *coordinates), step)
+            draw = stream(key, offset, count, scale, dtype=dtype, device=own.device)
+            if order == tuple(range(own.dim())):
+                return draw
             # The stream runs in logical order, so that a layout in memory changes no coordinate's sign.
-            def permuted(start: int, count: int, scale: float | Tensor, dtype: torch.dtype) -> Tensor:
-                whole = signs(key, offset, own.numel(), scale, dtype=dtype, device=own.device)
-                logical = flat(whole.view(own.shape), order)
-                return logical if order is None else logical[start : start + count]
-
-            return permuted
-        return lambda start, count, scale, dtype: signs(
-            key, offset + start, count, scale, dtype=dtype, device=own.device
-        )
+            whole = draw(0, count).view(own.shape)
+        listed = flat(whole, order).reshape(-1)
+        return lambda start, length: listed.narrow(0, start, length)
 
     def restore(self) -> None:
         """Put the parameter back to its centre."""
@@ -138,8 +132,8 @@ class Held:
                 torch.sub(second, g, out=first)
             second.add_(g)
         if self.first is not None and self.group["hess_comp"] == "hutchinson":
-            view, draw = flat(self.first, order), self.source(order, drawn)
-            view.mul_(draw(0, view.numel(), 1.0, view.dtype).view(view.shape))
+            view, draw = flat(self.first, order), self.source(order, drawn, 1.0)
+            view.mul_(draw(0, view.numel()).view(view.shape))
 
     def piece(self) -> Piece:
         """Return flat views of everything that the step needs."""
