@@ -58,6 +58,15 @@ def network(cell):
     return {"loss": float(problem.value(problem.initial))}
 
 
+def blocks(cell):
+    """A width of 3 takes for ever until it is allowed to go on."""
+    folder = Path(os.environ[LOG]).parent
+    if cell["width"] == 3 and not (folder / "go").exists():
+        (folder / f"begun-{cell['seed']}").write_text(str(os.getpid()))
+        time.sleep(900)
+    return draws(cell)
+
+
 def dies_once(cell):
     mark = Path(os.environ[LOG]).with_name("mark")
     if cell["width"] == 3 and not mark.exists():

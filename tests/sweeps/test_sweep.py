@@ -2,6 +2,7 @@
 
 import signal
 import sqlite3
+import sys
 import threading
 import time
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -297,6 +298,15 @@ def test_a_function_that_cannot_be_sent(tmp_path):
     with pytest.raises(InvalidInput, match="The engine cannot run the function: AttributeError"):
         sweep(sweep_cells.safe, PLAN, tmp_path / "t", engine=Inline(unloadable))
     assert open_sweep(tmp_path / "t").status().pending == 8, "no cell is to blame"
+
+
+def test_a_function_of_a_notebook(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules["__main__"], "shown", sweep_cells.safe, raising=False)
+    monkeypatch.setattr(sweep_cells.safe, "__module__", "__main__")
+    monkeypatch.setattr(sweep_cells.safe, "__qualname__", "shown")
+    monkeypatch.delattr(sys.modules["__main__"], "__file__")
+    with pytest.raises(InvalidInput, match="defined in an interactive session"):
+        sweep(sweep_cells.safe, PLAN, tmp_path / "s")
 
 
 def test_an_executor_whose_futures_are_its_own(tmp_path):

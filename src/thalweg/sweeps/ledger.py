@@ -51,7 +51,8 @@ class Record:
     Attributes:
         cell: It.
         status: ``"pending"``, ``"done"`` or ``"failed"``.
-        attempts: How often it was tried; what a killed driver had begun is not counted.
+        attempts: How often it was handed out until it came back; neither what a killed driver had begun is counted,
+            nor what an engine tried again by itself.
         seconds: That the last attempt took.
         host: Machine and process of the last attempt.
         error: What it raised, if it failed.

@@ -65,8 +65,8 @@ def perform(function: Callable[[Cell], Any], cell: Cell) -> Answer:
     """Compute a cell; what it raises is part of the answer.
 
     Where the cell has the main thread to itself, as on the workers of both engines, the global random streams of
-    Python, NumPy and PyTorch start from its seed, and are put back afterwards. Threads share these streams, and they
-    are left alone there.
+    Python, NumPy and PyTorch's CPU start from its seed, and are put back afterwards. Threads share these streams, and
+    they are left alone there.
     """
     start, host = time.perf_counter(), f"{socket.gethostname()}:{os.getpid()}"
     alone = threading.current_thread() is threading.main_thread()
