@@ -1,7 +1,7 @@
 """What each kind of stored run must be called.
 
-Written down before seeds 1 to 3 were looked at, but for the mini-batch runs: that an edge may also be called where
-the loss is thrown while sharpness rests was added after seed 1 of ``sgd``, with ``sgd_true`` made to speak against it.
+Written down before seeds 1 to 3 were segmented, but for the mini-batch runs: that an edge may also be called where the
+loss is thrown while sharpness rests was added after seed 1 of ``sgd``, with ``sgd_true`` made to speak against it.
 """
 
 import functools
