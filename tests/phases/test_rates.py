@@ -80,7 +80,7 @@ def test_what_a_warm_up_saves():
     assert report.start == report.learning_rate
     assert report.saved_share == pytest.approx(0.1, rel=0.02)
     assert report.saved == pytest.approx(1000 * report.saved_share - report.search_forwards / 2)
-    assert f"{report.saved:.3g} of 1000" in report.describe()
+    assert f"{report.saved:.3g} of 1000 steps" in report.describe()
     assert first_step(problem, rules.GradientDescent(lr=1.0)).saved is None
 
 

@@ -94,9 +94,9 @@ def _warmup(r: LearningRateReport) -> str:
     if r.stop is RateStop.RISES_AT_START:
         return "Where to start a warm-up cannot be said."
     share = r.saved_share or 0.0
-    start = f"start at {r.learning_rate:.4g}, which saves {share:.1%} of the steps of a ramp from zero"
+    start = f"start at {r.learning_rate:.4g}, to be at the target {share:.1%} sooner than a ramp from zero"
     if r.saved is not None:
-        start += f" ({r.saved:.3g} of {r.warmup_steps} after the search is paid for)"
+        start += f" ({r.saved:.3g} of {r.warmup_steps} steps, the search paid for)"
     if name == "OPTIONAL":
         return (
             f"A target of {r.target:.4g} raises the loss at first without diverging (a catapult); to avoid it, warm "
