@@ -190,7 +190,7 @@ class UVPath:
                 shown = np.where(np.isfinite(values), values, np.nan)
                 figure.add_trace(go.Scatter(x=steps, y=shown, name=name + told, mode="lines"), row, 1)
         figure.add_hline(y=2, line={"dash": "dash", "color": "#7D8590"}, row=2, col=1)
-        figure.update_yaxes(type="log", title_text="loss", row=1, col=1)
+        figure.update_yaxes(type="log", title_text="loss", exponentformat="power", row=1, col=1)
         figure.update_yaxes(title_text="in units of 1 / rate", row=2, col=1)
         figure.update_xaxes(title_text="step", row=2, col=1)
         return figure.update_layout(height=560)
