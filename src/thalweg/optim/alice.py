@@ -6,7 +6,6 @@ program's behaviour. docs/alice.md lists where this differs from it, and why.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, closing
 from typing import Any
@@ -15,11 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from thalweg.errors import InvalidInput, ThalwegWarning, explain
-from thalweg.optim.alice_arithmetic import Piece, advance
-from thalweg.optim.alice_compiled import advance_compiled
-from thalweg.optim.alice_foreach import advance_all
-from thalweg.optim.alice_layout import local, same_layout
+from thalweg.errors import InvalidInput, explain
+from thalweg.optim.alice_advance import advance_groups, restore_precision, without_points
+from thalweg.optim.alice_layout import local
 from thalweg.optim.alice_points import Point, RandomState, plan, statistics_kept
 from thalweg.optim.alice_report import AliceReport, report_on
 from thalweg.optim.alice_settings import (
@@ -29,10 +26,9 @@ from thalweg.optim.alice_settings import (
     check_parameter,
     coefficients,
     period,
-    phi_of,
     warm_steps,
 )
-from thalweg.optim.alice_state import AVERAGES, Held, Signs, cut, prepare
+from thalweg.optim.alice_state import Held, Signs, prepare
 
 
 class Alice(Optimizer):
@@ -93,7 +89,7 @@ class Alice(Optimizer):
 
     Example:
         >>> w = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
-        >>> optimizer = Alice([w], lr=0.05, quick_steps=0)
+        >>> optimizer = Alice([w], lr=0.3, quick_steps=0)
         >>> def closure():
         ...     optimizer.zero_grad()
         ...     loss = (w ** 2).sum()
@@ -252,10 +248,10 @@ class Alice(Optimizer):
                         loss = closure()
                     self.observe(point)
         if self._due < 0:
-            self._without_points()
+            without_points(self)
             return loss
         try:
-            self._advance()
+            advance_groups(self, self._batch)
         finally:
             self._drop()
         return loss
@@ -282,14 +278,7 @@ class Alice(Optimizer):
             super().load_state_dict(state_dict)
         finally:
             handle.remove()
-        saved = [i for group in final["param_groups"] for i in group["params"]]
-        for number, parameter in zip(saved, (p for group in self.param_groups for p in group["params"])):
-            state, source = self.state.get(parameter, {}), final["state"].get(number, {})
-            for name in AVERAGES:
-                if name in state:
-                    exact = source[name].to(device=state[name].device)
-                    exact = exact.clone() if exact is source[name] else exact
-                    state[name] = same_layout(exact, parameter)
+        restore_precision(self, final)
         self._drop()
 
     def coefficients_of(self, group: dict[str, Any], state: dict[str, Any], ahead: int = 1) -> Coefficients:
@@ -339,49 +328,3 @@ class Alice(Optimizer):
 
     def _drop(self) -> None:
         self._batch, self._observed, self._due = {}, None, -1
-
-    def _advance(self) -> None:
-        for group in self.param_groups:
-            members = [self._batch[p] for p in group["params"] if p in self._batch and p.grad is not None]
-            foreach = group["foreach"]
-            if foreach is None:
-                foreach = not (group["capturable"] or group["compiled"]) and any(
-                    local(m.parameter).is_cuda for m in members
-                )
-            together: dict[Any, tuple[Coefficients, list[Piece]]] = {}
-            for held in members:
-                state = held.state = prepare(held.parameter, group, self.state[held.parameter])
-                k, piece = self.coefficients_of(group, state), held.piece()
-                if foreach:
-                    key = (piece.parameter.device, piece.parameter.dtype, state["step"].item(), state["samples"])
-                    together.setdefault(key, (k, []))[1].append(piece)
-                elif group["compiled"]:
-                    advance_compiled(piece, k)
-                else:
-                    for block in cut(piece):
-                        advance(block, k)
-                state["step"] += 1
-                state["samples"] += held.second is not None
-                if not (isinstance(k.moving, float) and k.moving == 0):
-                    state["reach"] = k.omega - phi_of(group)
-            for k, pieces in together.values():
-                advance_all(pieces, k)
-            group["batches"] += 1
-
-    def _without_points(self) -> None:
-        """Create state, as checkpointing expects of a bare ``step()``, and tell those who expected more."""
-        pending = False
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                check_gradient(parameter.grad)
-                prepare(parameter, group, self.state[parameter])
-                pending = pending or (
-                    not group["capturable"] and float(group["lr"]) > 0 and bool(local(parameter.grad).any())
-                )
-        if pending:
-            why = "Alice's gradients belong to points of her own, and these may lie elsewhere; nothing has moved"
-            remedy = "Pass a closure, or loop over optimizer.points() and observe each"
-            text = explain("step() was called without a closure and without observed points", why, remedy)
-            warnings.warn(ThalwegWarning(text), stacklevel=3)

@@ -52,7 +52,7 @@ def warm_steps(beta1: float) -> int:
 
     Example:
         >>> warm_steps(0.9), warm_steps(0.5), warm_steps(0.99)
-        (9, 2, 99)
+        (9, 2, 100)
     """
     one = np.float32(1)
     return math.floor(one / (one - np.float32(beta1)))
