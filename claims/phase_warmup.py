@@ -152,8 +152,8 @@ def judge(rows: list[dict[str, Any]]) -> tuple[str, str]:
     groups = "; ".join(words(group) for group in sorted(set(share.tolist())))
     why = (
         f"it saves steps to the loss at the ordinary ramp's end in {won.sum()} of {len(won)} runs, the search paid "
-        f"for. By the target in units of the critical rate: {groups}. Expected is what equal sums of learning rates let "
-        f"one expect. To the loss after twice as many steps it saves some in {int((later[known] > 0).sum())}"
+        f"for. By the target in units of the critical rate: {groups}. Expected is what equal sums of learning rates "
+        f"let one expect. To the loss after twice as many steps it saves some in {int((later[known] > 0).sum())}"
     )
     if not known.all():
         why += f"; in {int((~known).sum())} the ordinary ramp diverged"
