@@ -20,6 +20,7 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import math
 import sys
 from typing import Any
 
@@ -39,6 +40,7 @@ from thalweg.sweeps.batched import train_stack
 from thalweg.sweeps.stack import Stack
 
 STEP = 0.1
+LAST = 100
 TOL = 1e-3
 NAMES = ("c_loss", "c_sharp", "c_max")
 
@@ -111,7 +113,7 @@ def grid_one_by_one(depth: int, width: int, samples: int, seeds: range, steps: i
         top = torch.tensor([runs.sharpness0[place]])
         first: dict[str, int | None] = dict.fromkeys(NAMES)
         k = 0
-        while first["c_max"] is None:
+        while first["c_max"] is None and k <= LAST:
             curves = train_stack(stack, start, torch.tensor([2.0 ** (STEP * k)]) / top, steps, tol=TOL, sharpness0=top)
             count, products, gradients = count + 1, products + curves.products, gradients + curves.gradients
             loss, sharpness = curves.loss[0], curves.sharpness[0]
@@ -132,10 +134,10 @@ def bisected(depth: int, width: int, samples: int, seeds: range) -> dict[str, An
     begin = clock()
     runs = network_runs(depth, width, seeds, samples=samples, dtype="float64", tol=TOL)
     built = clock() - begin
-    found = critical_constants(runs, mode="bisect", grid_step=STEP, barrier=False)
+    found = critical_constants(runs, mode="bisect", grid_step=STEP, stop=STEP * LAST, barrier=False)
     seconds = clock() - begin
     first = {
-        name: [round(float(torch.log2(torch.tensor(high, dtype=torch.float64))) / STEP) for high in found[name].high]
+        name: [round(math.log2(high) / STEP) if math.isfinite(high) else None for high in found[name].high]
         for name in NAMES
     }
     return {
