@@ -18,6 +18,10 @@ COMMANDS = {
     "spectrum": "Measure the curvature at a checkpoint: eigenvalues, trace, density, layers",
     "flow": "Forecast the time-averaged path of an optimizer, and what its oscillation does",
     "map": "Map the whole path of the weights, of a run or of any checkpoints, beside what noise gives",
+    "phase": "Find the phases of early training over depth, width and learning rate",
+    "regimes": "Cut a run, or a log from elsewhere, into the regimes of training, with evidence",
+    "lr": "Say how large the first step may be, whether a warm-up is due, and how far divergence is",
+    "sweep": "Show how far a sweep is, or merge sweeps of several machines",
     "report": "Write the one-page report of a run",
     "doctor": "Check which numbers can be trusted on this machine and model",
 }
@@ -42,6 +46,9 @@ examples:
   thalweg spectrum runs/adam                    eigenvalues, trace, density and layers of the last checkpoint
   thalweg flow runs/first@200 --time 100        the central flow from step 200 on, beside the run itself
   thalweg map checkpoints --budget 2GiB         a trajectory map of checkpoints from anywhere, each byte read once
+  thalweg phase --depths 4 8 --widths 64 128    the phase diagram of a network: critical learning rates by depth, width
+  thalweg regimes log.csv --rule adam           where a run went through transient, sharpening, edge of stability
+  thalweg lr --model.depth 8 --rule.lr 0.5      the largest stable first step of a model
   thalweg report runs/adam --open               write the page again, and look at it
 
 exit codes: 0 done, 1 the run failed, 2 wrong input, 130 stopped with Ctrl-C

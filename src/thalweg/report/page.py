@@ -14,6 +14,7 @@ import xarray as xr
 from thalweg.report import figures, findings
 from thalweg.report.flow_page import flow_sections, newest_flow
 from thalweg.report.provenance import provenance
+from thalweg.report.regimes_page import regimes_sections
 from thalweg.report.setting import mapping, setting
 from thalweg.report.shell import caveat_list, document, figure_section, verdict_list
 from thalweg.report.shell import tiles as tile_list
@@ -171,6 +172,7 @@ def render(
         tile_list(tiles(data, manifest)),
         "<noscript><p>The figures need JavaScript; everything else is text.</p></noscript>",
         *(_section(position, section, data, manifest) for position, section in enumerate(SECTIONS)),
+        *regimes_sections(data, manifest),
         *(spectrum_sections(spectrum) if spectrum is not None else ()),
         *(flow_sections(flow) if flow is not None else ()),
         *(run_sections(trajectory) if trajectory is not None else ()),
