@@ -126,7 +126,7 @@ def main() -> int:
     options = arguments(__doc__ or "", "alice_arithmetic")
     about = machine()
     counted = passes()
-    found = [measure(size, 5 if options.quick else 15) for size in (SIZES[:1] if options.quick else SIZES)]
+    found = [measure(size, 5 if options.quick else 7) for size in (SIZES[:1] if options.quick else SIZES)]
     rows, reached = [], []
     for one in found:
         each = one["seconds_per_evaluation"]
