@@ -112,9 +112,9 @@ def _run(told: Told) -> Regimes:
 
 
 def _log(told: Told) -> tuple[Regimes, tuple[str, ...]]:
-    from thalweg.phases.logs import read_log
     from thalweg.phases.regimes import segment
     from thalweg.phases.thresholds import limit
+    from thalweg.runs.logs import read_log
 
     columns = {}
     for pair in told.columns:

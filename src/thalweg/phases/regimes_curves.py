@@ -195,7 +195,7 @@ def _axis(name: str, given: ArrayLike | None, count: int) -> Steps:
             explain(
                 f"{name} {kind} after entry {where}, from {found[where]:g} to {found[where + 1]:g}",
                 "regimes are stretches of time, and this is not its order",
-                "Sort by step and keep one value a step, as thalweg.phases.logs.read_log does",
+                "Sort by step and keep one value a step, as thalweg.runs.logs.read_log does",
             )
         )
     return found.astype(np.int64)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from thalweg.errors import InvalidInput, explain
 
 Floats = NDArray[np.float64]
+OTHER = "other: "
 
 GUESSES: Mapping[str, tuple[str, ...]] = {
     "step": ("step", "global step", "trainer global step", "steps", "iteration", "iter", "t"),
@@ -42,6 +43,8 @@ class Log:
         batch_sharpness: ``(n,)``.
         threshold: ``(n,)``.
         notes: What was guessed, sorted, dropped.
+        logged: Where the loss was in the table itself, ``(n,)``; elsewhere it is the one before.
+        others: Every other column of numbers by its own name, ``(n,)``, NaN where not measured.
     """
 
     columns: Mapping[str, str]
@@ -52,9 +55,11 @@ class Log:
     batch_sharpness: Floats | None
     threshold: Floats | None
     notes: tuple[str, ...]
+    logged: NDArray[np.bool_]
+    others: Mapping[str, Floats] = field(default_factory=dict)
 
     def arguments(self) -> dict[str, Any]:
-        """Return what `thalweg.phases.regimes.segment` takes."""
+        """Return what a segmentation into regimes takes."""
         found: dict[str, Any] = {"loss": self.loss, "steps": self.steps}
         if self.learning_rate is not None:
             found["learning_rate"] = self.learning_rate
@@ -126,11 +131,16 @@ def read_log(path: str | Path, columns: Mapping[str, str] | None = None) -> Log:
     if "step" not in curves:
         curves["step"] = np.arange(len(table), dtype=np.float64)
         notes.append("There is no column of steps: rows are counted.")
-    return _log(chosen, curves, notes, source)
+    taken = set(chosen.values())
+    others = {name: _loose(table[name].tolist()) for name in names if name not in taken}
+    return _log(chosen, curves, {name: x for name, x in others.items() if x is not None}, notes, source)
 
 
-def _log(chosen: dict[str, str], curves: dict[str, Floats], notes: list[str], source: Path) -> Log:
+def _log(
+    chosen: dict[str, str], curves: dict[str, Floats], others: dict[str, Floats], notes: list[str], source: Path
+) -> Log:
     steps = curves.pop("step")
+    curves |= {f"{OTHER}{name}": x for name, x in others.items()}
     usable = np.isfinite(steps)
     if not usable.all():
         notes.append(f"{int((~usable).sum())} rows without a step are left out.")
@@ -153,7 +163,7 @@ def _log(chosen: dict[str, str], curves: dict[str, Floats], notes: list[str], so
         column = np.full(len(at), np.nan)
         present = ~np.isnan(values)
         column[inverse[present]] = values[present]  # the last one stands
-        if (column[inverse[present]] != values[present]).any():
+        if (column[inverse[present]] != values[present]).any() and not key.startswith(OTHER):
             differ.add(key)
         joined[key] = column
     if len(at) < len(steps):
@@ -174,7 +184,8 @@ def _log(chosen: dict[str, str], curves: dict[str, Floats], notes: list[str], so
     joined = {key: values[begin:] for key, values in joined.items()}
     return Log(
         chosen, at[begin:], joined["loss"], joined.get("sharpness"), joined.get("learning_rate"),
-        joined.get("batch_sharpness"), joined.get("threshold"), tuple(notes),
+        joined.get("batch_sharpness"), joined.get("threshold"), tuple(notes), logged[begin:],
+        {key.removeprefix(OTHER): x for key, x in joined.items() if key.startswith(OTHER)},
     )  # fmt: skip
 
 
@@ -246,6 +257,19 @@ def _numbers(cells: list[str], name: str, key: str) -> Floats:
             ) from error
         found[row] = np.inf if key == "loss" and not np.isfinite(value) else value
     return found
+
+
+def _loose(cells: list[str]) -> Floats | None:
+    """Return a column that nobody asked for, or None where it holds words or nothing."""
+    found = np.full(len(cells), np.nan)
+    for row, cell in enumerate(cells):
+        if cell.strip().lower() in ("", "null", "none"):
+            continue
+        try:
+            found[row] = float(cell)
+        except ValueError:
+            return None
+    return found if not np.isnan(found).all() else None
 
 
 def _carried(values: Floats) -> Floats:

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from thalweg.errors import InvalidInput
-from thalweg.phases.logs import read_log
 from thalweg.phases.regimes import segment
+from thalweg.runs.logs import read_log
 
 
 @pytest.fixture
@@ -105,3 +105,11 @@ def test_what_is_read_equals_what_was_written(log):
     found = log("step,loss,sharpness\n" + "\n".join(rows) + "\n")
     np.testing.assert_array_equal(found.loss, loss)
     np.testing.assert_array_equal(found.sharpness, lam)
+
+
+def test_other_columns_of_numbers_come_along(log):
+    found = log("step,loss,gradient_unbiased,note,empty\n2,1.0,,a,\n0,2.0,0.5,b,\n1,,,c,\n")
+    assert list(found.others) == ["gradient_unbiased"]
+    np.testing.assert_array_equal(found.others["gradient_unbiased"], [0.5, np.nan, np.nan])
+    assert found.logged.tolist() == [True, False, True]
+    assert found.loss.tolist() == [2.0, 2.0, 1.0]
