@@ -1,0 +1,134 @@
+"""Gradients of mini-batches that are drawn independently over all data, without leaving a trace in the model."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from thalweg import _rng
+from thalweg.errors import EmptyData, InvalidInput, NonFinite, explain
+from thalweg.operators.data_parallel import DataParallelProblem
+from thalweg.problem import Problem
+from thalweg.problem.batches import not_indexable
+from thalweg.problem.guards import preserved_rng
+
+Mode = Literal["train", "eval", "current"]
+
+
+@contextmanager
+def switched(model: nn.Module, mode: Mode) -> Iterator[None]:
+    """Put every module of ``model`` into ``mode`` while open; ``"current"`` leaves each as it is."""
+    before = {module: module.training for module in model.modules()}
+    try:
+        if mode != "current":
+            for module in before:
+                module.training = mode == "train"
+        yield
+    finally:
+        for module, training in before.items():
+            module.training = training
+
+
+class Draws:
+    """Mini-batch ``i`` of a probe, and the gradient on it: the same for the same seed, in whatever order it is asked.
+
+    Each mini-batch holds ``batch_size`` different samples, and is drawn over all data regardless of the others, so that
+    the gradients are independent. It is evaluated in one piece, from random numbers of its own for dropout and
+    augmentation.
+
+    Args:
+        problem: Model, loss and data; its own batch size is not used.
+        batch_size: Samples in a mini-batch.
+        seed: Of the mini-batches.
+        mode: Of the model while it is evaluated.
+
+    Raises:
+        InvalidInput: The data cannot be indexed, the size is out of range, or the mode has another name.
+    """
+
+    def __init__(self, problem: Problem, batch_size: int, seed: int, mode: Mode) -> None:
+        if isinstance(problem, DataParallelProblem):
+            raise InvalidInput(
+                explain(
+                    "The problem is a DataParallelProblem",
+                    "each process then has a part of the data, and mini-batches are drawn over the whole",
+                    "Pass the Problem on all data on every process, and group=: the probes are shared out",
+                )
+            )
+        if mode not in get_args(Mode):
+            raise InvalidInput(
+                explain(f"mode is {mode!r}", "gradients belong to a mode", f"Choose among {', '.join(get_args(Mode))}")
+            )
+        samples = problem._batches.samples
+        if samples is None:
+            raise not_indexable()
+        if not isinstance(batch_size, int) or isinstance(batch_size, bool) or not 1 <= batch_size <= samples:
+            raise InvalidInput(
+                explain(
+                    f"The mini-batch size is {batch_size!r}",
+                    f"the data has {samples} samples",
+                    "Choose a size between 1 and that; best the one of the steps",
+                )
+            )
+        self.problem, self.samples, self.batch_size, self.seed, self.mode = problem, samples, batch_size, seed, mode
+
+    def indices(self, i: int) -> Tensor:
+        """Return the samples of mini-batch ``i``, int64, shape ``(batch_size,)``."""
+        if self.batch_size == self.samples:
+            return torch.arange(self.samples)
+        stream = np.random.default_rng(_rng.derive_seed(self.seed, "gradient probe", i))
+        return torch.from_numpy(stream.choice(self.samples, self.batch_size, replace=False))
+
+    def gradient(self, w: Tensor, i: int) -> tuple[float, list[Tensor]]:
+        """Return the loss of mini-batch ``i`` and its gradient, tensor by tensor, in float32 or wider.
+
+        Args:
+            w: The point, shape ``(P,)``.
+            i: Number of the mini-batch.
+
+        Raises:
+            NonFinite: One of them is NaN or infinite.
+        """
+        leaves = [leaf.requires_grad_() for leaf in self.problem.layout.split(self.problem._own(w).detach().clone())]
+        with switched(self.problem.model, self.mode), preserved_rng(self.problem.device):
+            _reseed(_rng.derive_seed(self.seed, "gradient probe noise", i))
+            value, grads, weight = self.problem._batch_gradient(leaves, self._batch(i))
+        if not weight:
+            raise EmptyData(
+                explain(
+                    f"Mini-batch {i} of the probe has weight 0",
+                    "all its targets are left out of the loss",
+                    "Take larger mini-batches, or leave such samples out of the data",
+                )
+            )
+        wide = [g.to(torch.promote_types(g.dtype, torch.float32)) for g in grads]
+        finite = torch.stack([torch.isfinite(g).all() for g in wide]).all() & torch.isfinite(value)
+        if not bool(finite):
+            loss = float(value)
+            what = (
+                f"The loss is {loss}" if loss - loss != 0 else f"The loss is {loss:.6g}, and its gradient not finite,"
+            )
+            raise NonFinite(
+                explain(
+                    f"{what} on mini-batch {i} of the probe",
+                    "a gradient level over it has no value",
+                    "Find out at which step the run left the domain of its loss, and look at it before that",
+                )
+            )
+        return float(value), wide
+
+    def _batch(self, i: int) -> Any:
+        part = self.problem._batches.subset(self.indices(i)).recut(self.batch_size)
+        return self.problem._place(next(iter(part)))
+
+
+def _reseed(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
+    torch.manual_seed(seed)

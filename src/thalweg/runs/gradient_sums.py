@@ -1,0 +1,298 @@
+"""Inner products of a probe's gradients, tensor by tensor: all gradients kept, sketched, or passed over twice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from thalweg import _rng
+from thalweg.errors import InvalidInput, explain
+from thalweg.operators.processes import Processes
+from thalweg.runs.gradient_draws import Draws
+from thalweg.runs.gradient_moments import Products
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+Keep = Literal["auto", "gradients", "second pass", "sketch"]
+BUDGET = 256 << 20
+"""Bytes of gradients that ``"auto"`` keeps at most."""
+SKETCH = 4096
+"""Entries that stand for a gradient where it is not kept; short tensors keep theirs."""
+_SHORTEST = 256
+_CHUNK = 1 << 16
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What the gradients of a probe leave behind.
+
+    Attributes:
+        rows: The gradients or their sketches, float32 or wider, shape ``(n, K)``; parts of the tensors in order.
+        widths: Entries of ``rows`` that belong to each tensor.
+        squares: ``|g_i|^2`` of each tensor, float64, shape ``(T, n)``.
+        pulls: ``<g_i, d>`` of each tensor, float64, shape ``(T, n)``.
+        inners: ``<g_i, S>`` of each tensor from a second pass, same shape; None: from ``rows``.
+        totals: ``|S|^2`` of each tensor, float64, shape ``(T,)``.
+        pushes: ``|d|^2`` of each tensor, same shape.
+        sizes: Entries of each tensor.
+        losses: Of the mini-batches, float64, shape ``(n,)``.
+        keep: How it was done.
+        passes: Forward-backward passes, on all processes together.
+    """
+
+    rows: Tensor
+    widths: tuple[int, ...]
+    squares: Tensor
+    pulls: Tensor
+    inners: Tensor | None
+    totals: Tensor
+    pushes: Tensor
+    sizes: tuple[int, ...]
+    losses: Tensor
+    keep: Keep
+    passes: int
+
+    def products(self, tensor: int) -> Products:
+        """Return the inner products of one tensor of the model."""
+        start = sum(self.widths[:tensor])
+        rows = self.rows[:, start : start + self.widths[tensor]]
+        gram = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=rows.device)
+        for part in torch.split(rows, _CHUNK, dim=1):
+            wide = part.double()
+            gram += wide @ wide.T
+        gram = gram.cpu()
+        squares, blur = self.squares[tensor], 0.0
+        inners = gram.sum(1) if self.inners is None else self.inners[tensor]
+        if self.widths[tensor] < self.sizes[tensor]:  # what is known exactly goes before its sketch
+            if self.inners is None:
+                inners = inners - gram.diagonal() + squares
+            blur = _blur(gram, squares, float(self.totals[tensor]), self.widths[tensor])
+        gram = gram.clone()
+        gram.diagonal().copy_(squares)
+        return Products(
+            gram, squares, inners, float(self.totals[tensor]), self.pulls[tensor], float(self.pushes[tensor]), blur
+        )
+
+
+def add_up(
+    draws: Draws,
+    w: Tensor,
+    n: int,
+    *,
+    d: Tensor | None = None,
+    keep: Keep = "auto",
+    group: ProcessGroup | None = None,
+    shared: bool = False,
+) -> Sums:
+    """Take ``n`` gradients at ``w`` and keep what their inner products need.
+
+    Args:
+        draws: The mini-batches.
+        w: The point, shape ``(P,)``.
+        n: Mini-batches.
+        d: A known vector that the objective adds to each gradient, shape ``(P,)``.
+        keep: ``"gradients"``: all of them, n P numbers. ``"sketch"``: their sum and sketches. ``"second pass"``: too,
+            and the same mini-batches once more for exact ``<g_i, S>``. ``"auto"``: the first within `BUDGET`, else the
+            second.
+        group: Process group to share the mini-batches out in; None: the default one, if ``shared``.
+        shared: Whether to share them out: process r takes every R-th mini-batch, and one reduction joins them.
+
+    Raises:
+        InvalidInput: A second pass was asked for on several processes.
+        DistributedError: Processes have different points, or one failed.
+        NonFinite: A loss or gradient is NaN or infinite.
+    """
+    if keep not in get_args(Keep) or (shared and keep == "second pass"):
+        raise InvalidInput(
+            explain(
+                f"keep is {keep!r}" + (" on several processes" if shared else ""),
+                "gradients are kept or sketched; a second pass would need a second reduction",
+                "Choose 'auto', 'gradients', 'sketch'" + ("" if shared else " or 'second pass'"),
+            )
+        )
+    layout = draws.problem.layout
+    wide = torch.promote_types(draws.problem.dtype, torch.float32)
+    if keep == "auto":
+        keep = "gradients" if n * layout.size * wide.itemsize <= BUDGET else "sketch"
+    point = draws.problem._own(w).detach()
+    sketches = [
+        _Sketch(size, _width(size, layout.size, keep), draws.seed, t, point.device)
+        for t, size in enumerate(layout.sizes)
+    ]
+    known = None if d is None else [part.to(point.device, wide) for part in layout.split(d)]
+    processes = Processes(group, point.device) if shared else None
+    mine = range(n) if processes is None else range(processes.rank, n, processes.count)
+    work = _Work(draws, point, n, sketches, known, wide)
+    flat = work.run(mine) if processes is None else processes.sum(lambda: work.run(mine), point, work.length)
+    total, rows, small = work.parts(flat)
+    squares, pulls, losses = small
+    parts = layout.split(total)
+    inners = None
+    if keep == "second pass":
+        inners = torch.zeros_like(squares)
+        for i in range(n):
+            for t, g in enumerate(draws.gradient(point, i)[1]):
+                inners[t, i] = _dot(g, parts[t])
+    pushes = [0.0 if known is None else _dot(known[t], known[t]) for t in range(len(parts))]
+    return Sums(
+        rows,
+        tuple(sketch.width for sketch in sketches),
+        squares,
+        pulls,
+        inners,
+        torch.tensor([_dot(part, part) for part in parts], dtype=torch.float64),
+        torch.tensor(pushes, dtype=torch.float64),
+        layout.sizes,
+        losses,
+        keep,
+        n * (2 if keep == "second pass" else 1),
+    )
+
+
+def check_count(n: int) -> None:
+    """Refuse fewer mini-batches than tell signal from noise.
+
+    Raises:
+        InvalidInput: It is no whole number of at least two.
+    """
+    if not isinstance(n, int) or isinstance(n, bool) or n < 2:
+        raise InvalidInput(
+            explain(
+                "A gradient level was asked for from one mini-batch" if n == 1 else f"batches is {n!r}",
+                "the squared norm of one noisy gradient cannot be told from its noise",
+                "Take 2 mini-batches at least, and 16 or more for an interval that means something",
+            )
+        )
+
+
+def joined(products: Sequence[Products]) -> Products:
+    """Add the products of several tensors."""
+    total = products[0]
+    for one in products[1:]:
+        total = total + one
+    return total
+
+
+def groups_of(names: Sequence[str], groups: Mapping[str, Iterable[str]]) -> dict[str, list[int]]:
+    """Return the places in ``names`` of the tensors of each group.
+
+    Raises:
+        InvalidInput: A group names a tensor that is not there, or none.
+    """
+    found = {}
+    for label, members in groups.items():
+        listed = list(members)
+        unknown = [name for name in listed if name not in names]
+        if unknown or not listed:
+            raise InvalidInput(
+                explain(
+                    f"The group {label!r} names {unknown[0]!r}" if unknown else f"The group {label!r} is empty",
+                    f"the parameters are {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}",
+                    "List names of parameters",
+                )
+            )
+        found[label] = sorted({names.index(name) for name in listed})
+    return found
+
+
+class _Work:
+    """One process's share, as one vector that adds up over processes: S, the rows, and a few numbers."""
+
+    def __init__(
+        self,
+        draws: Draws,
+        w: Tensor,
+        n: int,
+        sketches: Sequence[_Sketch],
+        known: Sequence[Tensor] | None,
+        dtype: torch.dtype,
+    ) -> None:
+        self.draws, self.w, self.n, self.sketches, self.known, self.dtype = draws, w, n, sketches, known, dtype
+        self.size, self.width = draws.problem.layout.size, sum(sketch.width for sketch in sketches)
+        self.cells = (2 * len(sketches) + 1) * n
+
+    @property
+    def length(self) -> int:
+        """Entries of the vector; each float64 of the few goes as three pieces that narrower floats hold."""
+        return self.size + self.n * self.width + 3 * self.cells
+
+    def run(self, mine: Iterable[int]) -> Tensor:
+        """Take the gradients ``mine``."""
+        flat = torch.zeros(self.length, dtype=self.dtype, device=self.w.device)
+        total = self.draws.problem.layout.split(flat[: self.size])
+        rows = flat[self.size : self.size + self.n * self.width].view(self.n, self.width)
+        small = torch.zeros(2 * len(self.sketches) + 1, self.n, dtype=torch.float64)
+        for i in mine:
+            small[-1, i], grads = self.draws.gradient(self.w, i)
+            start = 0
+            for t, (g, sketch) in enumerate(zip(grads, self.sketches)):
+                total[t].add_(g)
+                small[t, i] = _dot(g, g)
+                if self.known is not None:
+                    small[len(self.sketches) + t, i] = _dot(g, self.known[t])
+                rows[i, start : start + sketch.width] = sketch(g)
+                start += sketch.width
+        flat[self.size + self.n * self.width :] = _pieces(small.reshape(-1), self.dtype).to(flat.device)
+        return flat
+
+    def parts(self, flat: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
+        """Take the vector apart into S, the rows, and ``(squares, pulls, losses)``."""
+        total, rows, pieces = torch.split(flat, [self.size, self.n * self.width, 3 * self.cells])
+        small = pieces.double().cpu().view(3, -1).sum(0).view(-1, self.n)
+        tensors = len(self.sketches)
+        return total, rows.view(self.n, self.width), (small[:tensors], small[tensors:-1], small[-1])
+
+
+class _Sketch:
+    r"""Random signs and buckets: ``E <S a, S b> = <a, b>``, exact where nothing is shortened."""
+
+    def __init__(self, size: int, width: int, seed: int, tensor: int, device: torch.device) -> None:
+        self.width = min(width, size)
+        self.table: tuple[Tensor, Tensor] | None = None
+        if self.width < size:
+            stream = _rng.generator(seed, "gradient sketch", tensor)
+            at = torch.randint(0, self.width, (size,), generator=stream, dtype=torch.int32)
+            signs = 2 * torch.randint(0, 2, (size,), generator=stream, dtype=torch.int8) - 1
+            self.table = at.to(device), signs.to(device)
+
+    def __call__(self, g: Tensor) -> Tensor:
+        flat = g.reshape(-1)
+        if self.table is None:
+            return flat
+        at, signs = self.table
+        return torch.zeros(self.width, dtype=g.dtype, device=g.device).index_add_(0, at, flat * signs)
+
+
+def _width(size: int, whole: int, keep: Keep) -> int:
+    return size if keep == "gradients" else max(_SHORTEST, -(-SKETCH * size // whole))
+
+
+def _dot(a: Tensor, b: Tensor) -> float:
+    """Inner product in float64, converting some entries at a time."""
+    pairs = zip(torch.split(a.reshape(-1), _CHUNK), torch.split(b.reshape(-1), _CHUNK))
+    return float(torch.stack([x.double().dot(y.double()) for x, y in pairs]).sum())
+
+
+def _pieces(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Write float64 numbers as three of ``dtype`` each that add up to them."""
+    found, rest = [], values
+    for _ in range(3):
+        found.append(rest.to(dtype))
+        rest = rest - found[-1].double()
+    return torch.cat(found)
+
+
+def _blur(gram: Tensor, squares: Tensor, total: float, width: int) -> float:
+    r"""What sketches of ``width`` entries add to the mean square of ``<g_i - \bar g, g_j - \bar g>``, ``i != j``."""
+    n = len(squares)
+    row = gram.mean(1)
+    own = squares - 2 * (row - gram.diagonal() / n + squares / n) + total / n**2  # |g_i - mean|^2
+    spread = (float(own.sum()) ** 2 - float(own.square().sum())) / (n * (n - 1))
+    sketched = gram - row - row[:, None] + gram.mean()
+    inner = (float(sketched.square().sum()) - float(sketched.diagonal().square().sum())) / (n * (n - 1))
+    return (spread + max(0.0, inner - spread / width)) / width
