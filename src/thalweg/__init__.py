@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from thalweg import errors as errors
+    from thalweg import optim as optim
+    from thalweg import phases as phases
     from thalweg import rules as rules
+    from thalweg import sweeps as sweeps
     from thalweg.flows.forecast import central_flow as central_flow
     from thalweg.operators.adapters import from_curvlinops as from_curvlinops
     from thalweg.operators.adapters import from_scipy as from_scipy
@@ -98,7 +101,7 @@ _HOME = {
     "trajectory_map": "trajectories",
     "write_report": "report",
 }
-_MODULES = ("errors", "rules")
+_MODULES = ("errors", "optim", "phases", "rules", "sweeps")
 
 __all__ = ["__version__", *sorted([*_HOME, *_MODULES])]  # pyright: ignore
 
