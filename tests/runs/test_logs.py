@@ -113,3 +113,15 @@ def test_other_columns_of_numbers_come_along(log):
     np.testing.assert_array_equal(found.others["gradient_unbiased"], [0.5, np.nan, np.nan])
     assert found.logged.tolist() == [True, False, True]
     assert found.loss.tolist() == [2.0, 2.0, 1.0]
+
+
+def test_a_column_that_only_hints_at_curvature_is_taken_if_it_is_alone(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text("step,loss,hessian_top,speed\n0,1.0,5,3\n1,0.5,6,4\n")
+    log = read_log(path)
+    assert log.sharpness.tolist() == [5.0, 6.0]
+    assert any("not recognised: speed" in note for note in log.notes)
+    path.write_text("step,loss,hessian_top,hessian_bottom\n0,1.0,5,3\n1,0.5,6,4\n")
+    log = read_log(path)
+    assert log.sharpness is None
+    assert any("hessian_top, hessian_bottom" in note for note in log.notes)

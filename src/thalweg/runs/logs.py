@@ -28,6 +28,9 @@ GUESSES: Mapping[str, tuple[str, ...]] = {
     "threshold": ("stability threshold", "threshold"),
 }  # fmt: skip
 """Names that columns go by, best first, without case, ``_``, ``/``, ``.`` and ``-``."""
+HINTS = {"sharpness": ("sharpness", "hessian", "eigenvalue", "lambda")}
+"""Words in a column's name that tell what it is, where no name of `GUESSES` is there and no other column has them."""
+SHOWN = 8
 
 
 @dataclass(frozen=True)
@@ -132,8 +135,12 @@ def read_log(path: str | Path, columns: Mapping[str, str] | None = None) -> Log:
         curves["step"] = np.arange(len(table), dtype=np.float64)
         notes.append("There is no column of steps: rows are counted.")
     taken = set(chosen.values())
-    others = {name: _loose(table[name].tolist()) for name in names if name not in taken}
-    return _log(chosen, curves, {name: x for name, x in others.items() if x is not None}, notes, source)
+    loose = {name: _loose(table[name].tolist()) for name in names if name not in taken}
+    others = {name: x for name, x in loose.items() if x is not None}
+    if others and not columns:
+        more = f" and {len(others) - SHOWN} more" if len(others) > SHOWN else ""
+        notes.append(f"Columns that were not recognised: {', '.join(list(others)[:SHOWN])}{more}.")
+    return _log(chosen, curves, others, notes, source)
 
 
 def _log(
@@ -227,8 +234,12 @@ def _chosen(names: list[str], told: Mapping[str, str], source: Path) -> tuple[di
                 )
             if found:
                 chosen[key] = found[0]
-                guessed.append(f"{key.replace('_', ' ')} = {found[0]}")
                 break
+        hinted = [name for name, word in plain.items() if set(HINTS.get(key, ())) & set(word.split())]
+        if key not in chosen and len(hinted) == 1 and "batch" not in _plain(hinted[0]):
+            chosen[key] = hinted[0]
+        if key in chosen:
+            guessed.append(f"{key.replace('_', ' ')} = {chosen[key]}")
     return chosen, [f"Columns were guessed: {', '.join(guessed)}."] if guessed else []
 
 
