@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 LENGTHS = (0.03, 0.1, 0.3, 1.0, 3.0)
 """Multiples of a step at which it is looked at where none are named."""
 
+SMOOTH = 2.5
+"""Power of second differences along a step from which its density is a remainder of smooth curvature."""
+
 
 @dataclass(frozen=True)
 class ExpectedChange:
@@ -77,6 +80,12 @@ class ExpectedChange:
     densities: np.ndarray = field(repr=False)
     gradients: int = 0
     products: int = 0
+
+    @property
+    def glassy(self) -> bool:
+        """Whether kinks show along the step: its power is below 2.5, or may be."""
+        reach = 2 * self.power_error if math.isfinite(self.power_error) else 0.0
+        return math.isfinite(self.power) and self.power - reach < SMOOTH
 
     @property
     def total(self) -> np.ndarray:

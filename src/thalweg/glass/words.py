@@ -123,7 +123,7 @@ def change_sentences(change: LossChange | None, found: Glass) -> list[str]:
     told = f"Along {length} the loss of {batch} deviates from its Hessian model by {size:.1e} ± {error:.0e} on average"
     if not math.isfinite(error):
         told = told.replace(" ± nan", "")
-    if not (math.isfinite(e.power) and e.power - 2 * (e.power_error if math.isfinite(e.power_error) else 0) < 2.5):
+    if not e.glassy:
         return [f"{told}; the loss is smooth along it, and glass has no part in that."]
     verdict = "which glass explains"
     spread = 2 * math.hypot(error, e.glass_error[at])
@@ -136,6 +136,12 @@ def change_sentences(change: LossChange | None, found: Glass) -> list[str]:
     bend = abs(e.hessian[at])
     beside = f", beside a Hessian part of {bend:.1e}" if bend else ""
     sentences = [f"{told}, {verdict} ({glass:.1e} predicted{beside})."]
+    mean, mean_error, foreseen = change.mean[at], change.mean_error[at], e.finite[at] - e.hessian[at]
+    if abs(mean) > 2 * mean_error and abs(mean) > size / 2:
+        sentences.append(
+            f"Most of that has one sign, {mean:+.1e} ± {mean_error:.0e} over batches; the curvature of a finite "
+            f"difference, which holds the mean effect of the kinks, foresees {foreseen:+.1e}."
+        )
     crossing = (e.glass[at] / bend) ** 2 * t if bend else math.inf
     if math.isfinite(crossing) and crossing > 0:
         sentences.append(f"In the loss along it glass outweighs the Hessian up to {crossing:.2g} updates.")

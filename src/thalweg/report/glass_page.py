@@ -1,0 +1,290 @@
+"""The page of a look at glass."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+
+from thalweg.errors import ThalwegError
+from thalweg.report import glass_figures as figures
+from thalweg.report.numbers import count, fixed, number, seconds, share, with_error
+from thalweg.report.shell import caveat_list, document, figure_section, tiles, verdict_list
+from thalweg.report.spectrum_page import table
+
+FACTS = (
+    ("source", "source"),
+    ("optimizer", "update rule"),
+    ("model", "model"),
+    ("dimension", "parameters"),
+    ("samples", "samples"),
+    ("batches", "mini-batches"),
+    ("batch_size", "samples in each"),
+    ("sigma", "probe, in weights"),
+    ("gradients", "gradients of a mini-batch"),
+    ("products", "Hessian products of a mini-batch"),
+    ("dtype", "dtype"),
+    ("device", "device"),
+    ("seed", "seed"),
+    ("created", "created"),
+    ("thalweg", "thalweg"),
+    ("torch", "torch"),
+    ("schema", "schema of the file"),
+)
+"""What the table of provenance shows, and under which name."""
+
+POWERS = (
+    "How the mean square change of a layer's gradient grows with the distance that all weights move. Jumps at ReLU "
+    "kinks give 1 to first and second differences alike; where the gradient is continuous, first differences show its "
+    "Hessian, 2, and second differences its corners, 3, or, where it is smooth, 4. Bars are two standard errors."
+)
+DENSITY = (
+    "Mean square of the gradient's random change per unit of distance, averaged over the weights of each layer, with "
+    "one standard error. It belongs to this size of mini-batch: twice the samples, half the density."
+)
+HISTORY = "The same density at each step that was looked at."
+CHANGE = (
+    "How far the loss of one mini-batch is from what its gradient and Hessian predict along the update, mean absolute "
+    "value over batches with one standard error, beside the glass predicted from the gradients' variation along the "
+    "same line. Below the dashed curve the Hessian part is the larger one."
+)
+
+
+def write_glass_page(
+    path: str | Path, out: str | Path | None = None, history: Sequence[str | Path] | None = None
+) -> Path:
+    """Write the page of a look at glass.
+
+    Args:
+        path: The netCDF file that ``thalweg glass`` wrote.
+        out: Where to write; default beside it, ending in ``.html``.
+        history: Files of other steps of the same run; default all beside ``path`` that are named ``glass-STEP.nc``.
+
+    Returns:
+        The path of the page, one file that opens without a network.
+
+    Raises:
+        RunFolderError: The file is missing or damaged.
+        SchemaError: A newer thalweg wrote it.
+        StorageError: The page cannot be written; nothing is left behind.
+    """
+    from thalweg.runs.analyses import read_analysis
+    from thalweg.runs.files import write_text
+
+    source = Path(path)
+    target = Path(out) if out is not None else source.with_suffix(".html")
+    data = read_analysis(source, "glass")
+    write_text(target, render_glass(data, _history(data, source, history)))
+    return target
+
+
+def render_glass(data: xr.Dataset, history: Sequence[xr.Dataset] = ()) -> str:
+    """Return the page as text.
+
+    Args:
+        data: A look at glass.
+        history: Looks at several steps of one run, by step.
+    """
+    name = str(data.attrs.get("name", "glass"))
+    notes = [line for line in str(data.attrs.get("notes", "")).splitlines() if line]
+    body = [
+        f'<header><p class="kind">Glass</p><h1>{html.escape(name)}</h1><p class="sub">{_subtitle(data)}</p>',
+        f"{verdict_list(_verdicts(data))}</header>",
+        f'<p class="headline">{html.escape(str(data.attrs.get("text", "")))}</p>',
+        caveat_list([*notes, *_caveats(data)]),
+        tiles(_tiles(data)),
+        "<noscript><p>The figures need JavaScript; everything else is text.</p></noscript>",
+        figure_section(
+            "change",
+            "Loss change along the update",
+            CHANGE,
+            "",
+            figures.change_figure(data),
+            against="the length of the step",
+            more=_change_table(data),
+        ),
+        figure_section(
+            "exponents",
+            "Powers of gradient variation",
+            POWERS,
+            "",
+            figures.exponent_figure(data),
+            against="the power",
+            more=_power_table(data),
+        ),
+        figure_section(
+            "density",
+            "Glass density by layer",
+            DENSITY,
+            "",
+            figures.density_figure(data),
+            against="the density",
+            more=_layer_table(data),
+        ),
+        figure_section("history", "Glass density over training", HISTORY, "", figures.history_figure(history)),
+        '<section class="provenance" aria-labelledby="provenance"><h2 id="provenance">Provenance</h2>',
+        "<p>Where these numbers come from, and what it takes to compute them again.</p>",
+        f"<table>{_facts(data)}</table></section>",
+    ]
+    return document(f"{name} · glass", body, str(data.attrs.get("thalweg", "")))
+
+
+def _history(data: xr.Dataset, source: Path, files: Sequence[str | Path] | None) -> list[xr.Dataset]:
+    """Read the other steps; what cannot be read, or has other layers, is left out."""
+    from thalweg.runs.analyses import read_analysis
+
+    if "step" not in data.attrs:
+        return []
+    found: dict[int, xr.Dataset] = {}
+    for path in sorted(source.parent.glob("glass-*.nc")) if files is None else map(Path, files):
+        try:
+            other = read_analysis(path, "glass")
+        except ThalwegError:
+            continue
+        same = list(other["layer"].to_numpy()) == list(data["layer"].to_numpy())
+        comparable = other.attrs.get("batch_size") == data.attrs.get("batch_size")
+        if same and comparable and "step" in other.attrs:
+            found[int(other.attrs["step"])] = other
+    return [found[step] for step in sorted(found)]
+
+
+def _subtitle(data: xr.Dataset) -> str:
+    facts = data.attrs
+    step = facts.get("step")
+    words = [
+        f"step {int(step):,}" if step is not None else "",
+        str(facts.get("model", "")),
+        f"{float(facts.get('dimension', 0)):,.0f} parameters",
+        f"{count(int(facts.get('batches', 0)), 'mini-batch').replace('batchs', 'batches')}",
+        str(facts.get("optimizer", "")),
+    ]
+    return html.escape(" · ".join(word for word in words if word))
+
+
+def _verdicts(data: xr.Dataset) -> list[tuple[str, str]]:
+    kinds = [str(kind) for kind in data["matters"].to_numpy()]
+    words = {"glass": "accent", "Hessian": "plain", "both": "plain", "unsure": "warn", "neither": "warn"}
+    names = {"glass": "glass matters", "Hessian": "the Hessian matters", "both": "both matter"}
+    found = []
+    for kind, style in words.items():
+        if kind in kinds:
+            times = kinds.count(kind)
+            found.append((f"{names.get(kind, kind)} in {times} of {count(len(kinds), 'layer')}", style))
+    return found
+
+
+def _caveats(data: xr.Dataset) -> list[str]:
+    notes = []
+    if int(data.attrs.get("batches", 0)) < 8:
+        notes.append(f"Only {int(data.attrs['batches'])} mini-batches: the standard errors are rough themselves.")
+    if "path_power" in data and float(data["path_power"]) > 2.5:
+        notes.append("Along the update the loss is smooth: the glass curve there is a remainder and no prediction.")
+    return notes
+
+
+def _tiles(data: xr.Dataset) -> list[tuple[str, str, str]]:
+    rho = data["rho"].to_numpy()
+    best = int(np.argmax(rho))
+    cells = [
+        (
+            "Largest density",
+            number(float(rho[best])),
+            f"± {number(float(data['rho_error'][best]))}, layer {data['layer'].to_numpy()[best]}",
+        )
+    ]
+    if "deviation" in data:
+        t = data["length"].to_numpy()
+        at = int(np.argmin(np.abs(np.log(t))))
+        size, glass = float(data["deviation"][at]), float(data["glass_part"][at])
+        cells.append(("Deviation from the Hessian", number(size), f"of the loss, at {t[at]:g} updates"))
+        if float(data["path_power"]) <= 2.5 and glass > 0:
+            cells.append(("Of what glass predicts", share(size / glass), f"which is {number(glass)}"))
+    worst = int(np.nanargmax(data["leakage"].to_numpy()))
+    cells.append(
+        (
+            "Glass in finite differences",
+            share(float(data["leakage"][worst])),
+            f"± {share(float(data['leakage_error'][worst]))}, layer {data['layer'].to_numpy()[worst]}",
+        )
+    )
+    cells.append(
+        ("Gradients", f"{int(data.attrs.get('gradients', 0)):,}", seconds(float(data.attrs.get("seconds", 0))))
+    )
+    return cells
+
+
+def _power_table(data: xr.Dataset) -> str:
+    rows = []
+    for i, name in enumerate(data["layer"].to_numpy()):
+        pairs = [(float(data[key][i]), float(data[f"{key}_error"][i])) for key in ("first_power", "second_power")]
+        powers = [f"{fixed(v)} ± {fixed(e)}" if math.isfinite(v) else "below rounding" for v, e in pairs]
+        rows.append((str(name), *powers, str(data["label"].to_numpy()[i]), str(data["matters"].to_numpy()[i])))
+    return table(("layer", "first differences", "second differences", "which says", "what matters"), rows)
+
+
+def _layer_table(data: xr.Dataset) -> str:
+    rows = []
+    for i, name in enumerate(data["layer"].to_numpy()):
+        value = {key: float(data[key][i]) for key in ("rho", "rho_error", "leakage", "leakage_error", "move")}
+        crossover = float(data["effective_crossover"][i])
+        rows.append(
+            (
+                str(name),
+                f"{float(data['parameters'][i]):,.0f}",
+                with_error(value["rho"], value["rho_error"]),
+                f"{share(value['leakage'])} ± {share(value['leakage_error'])}",
+                number(crossover) if crossover > 0 else "no glass",
+                number(value["move"]),
+            )
+        )
+    head = ("layer", "parameters", "density", "glass in finite differences", "glass outweighs up to", "move now")
+    return table(head, rows)
+
+
+def _change_table(data: xr.Dataset) -> str:
+    if "deviation" not in data:
+        return ""
+    rows = []
+    for i, t in enumerate(data["length"].to_numpy()):
+        v = {key: float(data[key][i]) for key in data if data[key].dims == ("length",)}
+        rows.append(
+            (
+                f"{t:g}",
+                with_error(v["change"], v["change_error"]),
+                number(v["linear"]),
+                number(v["hessian_part"]),
+                number(v["finite_part"]),
+                with_error(v["deviation"], v["deviation_error"]),
+                with_error(v["glass_part"], v["glass_part_error"]),
+                number(v["bound"]),
+            )
+        )
+    head = (
+        "updates",
+        "loss change",
+        "linear part",
+        "Hessian part",
+        "by finite differences",
+        "deviation",
+        "glass predicts",
+        "bound",
+    )
+    return table(head, rows)
+
+
+def _facts(data: xr.Dataset) -> str:
+    rows = [(words, data.attrs[key]) for key, words in FACTS if data.attrs.get(key) not in (None, "")]
+    return "".join(
+        f'<tr><th scope="row">{html.escape(words)}</th><td>{html.escape(_plain(value))}</td></tr>'
+        for words, value in rows
+    )
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, (float, np.floating)):
+        return number(float(value))
+    return f"{int(value):,}" if isinstance(value, (int, np.integer)) else str(value)[:2000]
