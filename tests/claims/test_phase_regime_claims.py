@@ -29,3 +29,18 @@ def test_a_run_is_cut_from_what_was_measured_on_it():
     assert numbers["transient"] == 0
     assert np.isnan(numbers["edge"])
     assert 0 < numbers["loss"] < 1
+
+
+def test_thresholds_are_judged_by_every_run():
+    claim = load("phase_edge_threshold").CLAIM
+    kappa = {case: 38.0 if "Adam" in case else 2.0 for case in claim.cases}
+    rows = [
+        {"case": c, "seed": s, "kappa": kappa[c], "median": 1.02, "plain": 0.1} for c in claim.cases for s in (0, 1)
+    ]
+    verdict, why = claim.judge(rows)
+    assert verdict == "holds"
+    assert "12 of 12" in why
+    assert "times 38 / eta for Adam" in why
+    assert claim.judge([rows[0] | {"median": 1.15}, *rows[1:]])[0] == "holds in kind"
+    assert claim.judge([rows[0] | {"median": 0.6}, *rows[1:]])[0] == "not reproduced"
+    assert claim.judge([row | ({"median": 1.2} if row["seed"] else {}) for row in rows])[0] == "not reproduced"
