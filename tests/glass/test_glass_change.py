@@ -1,6 +1,7 @@
 """Loss changes along steps: exact on quadratics, glass on ReLU networks, and none of it on smooth ones."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -41,7 +42,7 @@ def test_a_quadratic_is_predicted_exactly():
     assert expected.total == pytest.approx(measured.change, rel=1e-5)  # glass is rounding
 
 
-def kinks(rate, samples, seed=0):
+def kinks(rate, samples, seed=0, sign=False):
     """A loss of one weight whose gradient jumps: each batch has its own random places, ``|w - c|`` with signs."""
 
     class Kinks(nn.Module):
@@ -55,7 +56,7 @@ def kinks(rate, samples, seed=0):
 
     rng = np.random.default_rng(seed)
     places = rng.uniform(-1, 1, size=(samples, 2 * rate))
-    jumps = rng.choice([-1.0, 1.0], size=places.shape)
+    jumps = np.ones(places.shape) if sign else rng.choice([-1.0, 1.0], size=places.shape)
     data = torch.tensor(np.stack([places, jumps], axis=-1))
     return Problem(Kinks(), lambda out, y: (out + 0 * y).mean(), (data, torch.zeros(samples, dtype=torch.float64)))
 
@@ -82,6 +83,30 @@ def test_one_weight_with_random_kinks_obeys_the_law():
     assert expected.power == pytest.approx(1, abs=0.25)
     simulated = np.abs(integrated(20_000, rate, 0.2, "signs", np.random.default_rng(0))).mean()
     assert found.size[-1] == pytest.approx(simulated, rel=0.12)
+
+
+def test_the_mean_effect_of_kinks_joins_the_glass():
+    """E|m + X|: with kinks of one sign, which bend the loss, against a simulation and against finite differences."""
+    problem = kinks(200, 200, sign=True)
+    step = torch.ones(1, dtype=torch.float64)
+    kept = {"batches": 200, "batch_size": 1, "lengths": (0.1, 0.2)}
+    expected = expected_loss_change(problem, step, sigma=0.1, **kept)
+    found = compare_loss_change(expected, measured_loss_change(problem, step, **kept))
+    bend = 200 * np.array([0.1, 0.2]) ** 2 / 2  # lambda E[J] t^2 / 2
+    np.testing.assert_allclose(expected.finite, bend, rtol=0.03)
+    np.testing.assert_allclose(found.mean, bend, rtol=0.06)
+    np.testing.assert_allclose(found.ratio_with_mean, 1, atol=0.06)
+    assert (found.ratio > 1.5).all()
+    rng = np.random.default_rng(0)
+    for mean, spread in ((0.0, 1.0), (0.5, 1.0), (-2.0, 1.0), (1.0, 0.0)):
+        one = replace(
+            expected,
+            hessian=np.zeros(1),
+            finite=np.array([mean]),
+            glass=np.array([spread * math.sqrt(2 / math.pi)]),
+        )
+        drawn = np.abs(mean + spread * rng.normal(size=400_000)).mean()
+        assert float(one.deviation[0]) == pytest.approx(drawn, rel=0.01)
 
 
 def test_glass_predicts_what_adam_does_to_a_relu_network():
@@ -119,7 +144,7 @@ def test_the_answer_names_layers_moves_and_leakage():
     assert torch.equal(before, problem.initial)
     assert not optimizer.state  # it has not stepped
     assert "deviates" in repr(found)
-    assert len(found.plot().data) == 4
+    assert len(found.plot().data) == 5
     assert found.layers == matters(found.density, found.exponents, [layer.move for layer in found.layers])
 
 

@@ -143,7 +143,7 @@ def _show(glass: Glass, console: Console) -> None:
     if change is None:
         return
     table = Table(box=None, pad_edge=False)
-    for head in ("updates", "loss change", "Hessian model", "deviation", "glass predicts", "bound"):
+    for head in ("updates", "loss change", "Hessian model", "deviation", "glass", "with mean", "bound"):
         table.add_column(head, justify="right", no_wrap=True)
     e, m = change.expected, change.measured
     for i, t in enumerate(e.lengths):
@@ -153,6 +153,7 @@ def _show(glass: Glass, console: Console) -> None:
             f"{e.linear[i] + e.hessian[i]:+.2e}",
             f"{change.size[i]:.1e}±{change.size_error[i]:.0e}",
             f"{e.glass[i]:.1e}±{e.glass_error[i]:.0e}" if e.glassy else "none",
+            f"{e.deviation[i]:.1e}" if e.glassy else "none",
             f"{e.jensen[i]:.1e}" if e.glassy else "none",
         )
     console.print(table, highlight=False, markup=False)

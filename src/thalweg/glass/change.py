@@ -82,6 +82,20 @@ class ExpectedChange:
     products: int = 0
 
     @property
+    def deviation(self) -> np.ndarray:
+        r"""Mean absolute deviation from the Hessian model that kinks give in all, shape ``(k,)``.
+
+        ``E|m + X|`` for Gaussian ``X`` of mean zero with the size of the glass part, and ``m`` the mean effect of the
+        kinks, ``finite - hessian``. Without a mean effect it is ``glass``.
+        """
+        m = self.finite - self.hessian
+        spread = self.glass / math.sqrt(2 / math.pi)
+        with np.errstate(all="ignore"):
+            z = np.where(spread > 0, np.abs(m) / spread, math.inf)
+            folded = self.glass * np.exp(-(z**2) / 2) + np.abs(m) * np.array([math.erf(v / math.sqrt(2)) for v in z])
+        return np.asarray(folded)
+
+    @property
     def glassy(self) -> bool:
         """Whether kinks show along the step: its power is below 2.5, or may be."""
         reach = 2 * self.power_error if math.isfinite(self.power_error) else 0.0
@@ -139,6 +153,12 @@ class LossChange:
         with np.errstate(all="ignore"):
             return np.asarray(self.size / self.expected.glass)
 
+    @property
+    def ratio_with_mean(self) -> np.ndarray:
+        """The same over what glass and the mean effect of kinks predict together, shape ``(k,)``."""
+        with np.errstate(all="ignore"):
+            return np.asarray(self.size / self.expected.deviation)
+
     def __repr__(self) -> str:
         head = f"{'length':>8}  {'measured':>20}  {'Hessian model':>13}  {'deviation':>19}  {'glass':>9}  {'bound':>9}"
         lines = [head]
@@ -165,6 +185,7 @@ class LossChange:
         )
         for name, values in (
             ("glass predicts", e.glass),
+            ("glass and mean effect of kinks", e.deviation),
             ("bound", e.jensen),
             ("Hessian part itself", np.abs(e.hessian)),
         ):

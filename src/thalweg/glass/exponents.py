@@ -47,7 +47,7 @@ class LayerExponent:
     Attributes:
         name: Of the layer.
         label: What its second differences say: glass (0.5 to 1.5), mixed (glass and something smooth: up to 2.5), kink
-            (to 3.5: the gradient is continuous and has corners), smooth (above), rounding (too small to see), or
+            (to 3.8: the gradient is continuous and has corners), smooth (above), rounding (too small to see), or
             unsure (the errors reach over a border).
         first: Power of ``E[(g^+ - g^0)^2]``: 1 by jumps, 2 by a Hessian.
         first_error: Its standard error over batches.
@@ -242,7 +242,7 @@ def label_of(power: float, error: float) -> Label:
 
 
 def _kind(power: float) -> Label:
-    borders: tuple[tuple[float, Label], ...] = ((0.5, "unsure"), (1.5, "glass"), (2.5, "mixed"), (3.5, "kink"))
+    borders: tuple[tuple[float, Label], ...] = ((0.5, "unsure"), (1.5, "glass"), (2.5, "mixed"), (3.8, "kink"))
     return next((label for border, label in borders if power < border), "smooth")
 
 

@@ -120,6 +120,7 @@ def _change(found: Glass) -> dict[str, Any]:
         ("finite_part", e.finite, "part of the finite-difference curvature"),
         ("glass_part", e.glass, "glass part, from the density along the step"),
         ("glass_part_error", e.glass_error, "its standard error"),
+        ("predicted_deviation", e.deviation, "deviation that glass and the mean effect of kinks predict together"),
         ("bound", e.jensen, "bound of the mean deviation for any law of jumps"),
         ("summed_part", e.summed, "glass part with all coordinates added up"),
         ("independent_part", e.independent, "glass part with independent coordinates"),

@@ -125,22 +125,24 @@ def change_sentences(change: LossChange | None, found: Glass) -> list[str]:
         told = told.replace(" ± nan", "")
     if not e.glassy:
         return [f"{told}; the loss is smooth along it, and glass has no part in that."]
-    verdict = "which glass explains"
+    predicted, effect = e.deviation[at], e.finite[at] - e.hessian[at]
+    verdict = "which kinks explain"
     spread = 2 * math.hypot(error, e.glass_error[at])
-    if math.isfinite(spread) and size < glass - spread:
-        verdict = "less than glass predicts: few kinks are crossed within it"
-        if size > glass / 2:
-            verdict = "somewhat less than glass predicts"
-    elif math.isfinite(spread) and size > glass + spread:
-        verdict = "more than glass explains"
+    if math.isfinite(spread) and size < predicted - spread:
+        verdict = "somewhat less than kinks predict" if size > predicted / 2 else "less than kinks predict"
+    elif math.isfinite(spread) and size > predicted + spread:
+        verdict = "more than kinks explain"
     bend = abs(e.hessian[at])
     beside = f", beside a Hessian part of {bend:.1e}" if bend else ""
-    sentences = [f"{told}, {verdict} ({glass:.1e} predicted{beside})."]
-    mean, mean_error, foreseen = change.mean[at], change.mean_error[at], e.finite[at] - e.hessian[at]
-    if abs(mean) > 2 * mean_error and abs(mean) > size / 2:
+    sentences = [
+        f"{told}, {verdict} ({predicted:.1e} predicted, of which glass {glass:.1e} and their mean effect {effect:+.1e}"
+        f"{beside})."
+    ]
+    mean, mean_error = change.mean[at], change.mean_error[at]
+    if abs(mean) > 2 * mean_error and abs(mean) > size / 2 and abs(effect - mean) < abs(mean) / 2:
         sentences.append(
-            f"Most of that has one sign, {mean:+.1e} ± {mean_error:.0e} over batches; the curvature of a finite "
-            f"difference, which holds the mean effect of the kinks, foresees {foreseen:+.1e}."
+            f"Most of it has one sign, {mean:+.1e} ± {mean_error:.0e}: curvature that finite differences see and "
+            "Hessian products do not."
         )
     crossing = (e.glass[at] / bend) ** 2 * t if bend else math.inf
     if math.isfinite(crossing) and crossing > 0:

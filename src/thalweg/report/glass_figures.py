@@ -138,6 +138,7 @@ def change_figure(data: xr.Dataset) -> go.Figure:
     )
     curves = (
         ("glass_part", "glass predicts", "solid", 1),
+        ("predicted_deviation", "with the mean effect of kinks", "solid", 3),
         ("bound", "bound of glass", "dot", 1),
         ("hessian_part", "Hessian part, which is taken off", "dash", 2),
     )
