@@ -53,6 +53,9 @@ def test_closing_catapults_are_said():
     assert "catapults" in found.sentence
     assert "4.8" in found.sentence
     assert "1.1" in found.sentence
+    between = made_up({(4, 256): (2.5, 4.0, 12.0), (4, 64): (10.0, 12.0, 200.0), (8, 64): (35.0, 35.0, 40.0)})
+    assert "catapults" not in between.sentence
+    assert "diverges from c = 12 to 200 on" in between.sentence
 
 
 @pytest.mark.parametrize("against", ["width", "ratio"])

@@ -36,6 +36,8 @@ REGIONS = (
 FINE = 120
 MOST = 6
 """Panels in a row."""
+TOOLS, ACROSS = 26, 4
+"""Pixels above the legend that plotly's own buttons cover, and entries in a row of the legend."""
 
 
 def diagram_figure(diagram: PhaseDiagram, against: Against = "width") -> go.Figure:
@@ -73,9 +75,15 @@ def diagram_figure(diagram: PhaseDiagram, against: Against = "width") -> go.Figu
         vertical_spacing=0.16,
         subplot_titles=[name for name, _ in panels] if against == "width" else None,
     )
+    # Names stand inside their panels, where no legend reaches them, and at the right, where no line does.
+    for name, axis in zip(figure.layout.annotations, figure.select_xaxes()):
+        name.update(x=axis.domain[1], xanchor="right", xshift=-6, yanchor="top", yshift=-2, font={"size": 13})
     span = _span(diagram)
     for at, (_, cells) in enumerate(panels):
         _panel(figure, diagram, cells, against, at // columns + 1, at % columns + 1, span, first=at == 0)
+    named = sum(trace.showlegend is not False for trace in figure.data)
+    above = TOOLS + 10 + 30 * -(-named // ACROSS)
+    high = above + 40 + 330 * rows
     ticks = 2.0 ** np.arange(np.floor(np.log2(span[0])), np.ceil(np.log2(span[1])) + 1)
     figure.update_xaxes(
         type="log",
@@ -100,13 +108,13 @@ def diagram_figure(diagram: PhaseDiagram, against: Against = "width") -> go.Figu
     )
     figure.update_yaxes(title="1 / width" if against == "width" else "depth / width", col=1)
     return figure.update_layout(
-        margin={"l": 64, "r": 16, "t": 90, "b": 46},
-        legend={"orientation": "h", "yref": "container", "y": 1, "yanchor": "top", "x": 0, "xanchor": "left"},
+        margin={"l": 64, "r": 16, "t": above, "b": 46},
+        legend={"orientation": "h", "yref": "container", "y": 1 - TOOLS / high, "yanchor": "top", "x": 0},
         font={"family": "system-ui, -apple-system, Segoe UI, Roboto, sans-serif", "size": 13},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         hovermode="closest",
-        height=130 + 330 * rows,
+        height=high,
     )
 
 

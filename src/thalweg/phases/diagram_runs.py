@@ -76,11 +76,11 @@ def runs_figure(diagram: PhaseDiagram) -> go.Figure:
     figure.update_yaxes(type="log", zeroline=False, exponentformat="power", nticks=6, automargin=True)
     return figure.update_layout(
         updatemenus=[{"buttons": buttons, "x": 1, "xanchor": "right", "y": 1.02, "yanchor": "bottom"}],
-        margin={"l": 64, "r": 16, "t": 60, "b": 46},
+        margin={"l": 64, "r": 16, "t": 86, "b": 46},
         legend={"orientation": "h", "yref": "container", "y": 1, "yanchor": "top", "x": 0, "xanchor": "left"},
         font={"family": "system-ui, -apple-system, Segoe UI, Roboto, sans-serif", "size": 13},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         hovermode="closest",
-        height=420,
+        height=446,
     )

@@ -52,12 +52,12 @@ def sentence(diagram: PhaseDiagram) -> str:
 
     text = {
         "opens": "Sharpness reduction opens with depth / width: the loss first rises at c = "
-        f"{told(small)}, and only at {told(large)}, where a quadratic loss would rise at 2.",
+        f"{told(small)}, and only at {told(large)}; a quadratic loss would rise at 2 in both.",
         "closed": "Sharpness reduction does not open: in every cell the loss first rises near c = 2, as that of a "
         f"quadratic does ({min(means[cell] for cell in ends):.3g} to {max(means[cell] for cell in ends):.3g}).",
         "open": f"Sharpness reduction is open in every cell: the loss first rises at c = {told(small)}, and at "
-        f"{told(large)}, where a quadratic loss would rise at 2"
-        + ("; there is no clear trend with depth / width." if len(ends) > 1 else "."),
+        f"{told(large)}; a quadratic loss would rise at 2"
+        + (". There is no clear trend with depth / width." if len(ends) > 1 else "."),
         "unclear": f"There is no clear trend of sharpness reduction with depth / width: the loss first rises at c = "
         f"{told(small)}, and at {told(large)}.",
     }[kind]
@@ -67,11 +67,11 @@ def sentence(diagram: PhaseDiagram) -> str:
     both = [cell for cell in ends if np.isfinite(most[cell])]
     if not both:
         return f"{text} Nothing diverged within the learning rates that were tried."
-    gap = [most[cell] / means[cell] for cell in (both[0], both[-1])]
-    if len(both) > 1 and gap[1] < 0.75 * gap[0]:
+    gap = [most[cell] / means[cell] for cell in both]
+    if gap[-1] < 0.75 * gap[0] and max(gap) <= (1 + NEAR) * gap[0]:
         return (
             f"{text} The catapults between that and divergence close: from a factor of {gap[0]:.2g} in the learning "
-            f"rate to one of {gap[1]:.2g}."
+            f"rate to one of {gap[-1]:.2g}."
         )
     lowest, highest = min(most[cell] for cell in both), max(most[cell] for cell in both)
     span = f"c = {lowest:.3g}" if highest < 1.05 * lowest else f"c = {lowest:.3g} to {highest:.3g}"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -87,7 +88,7 @@ def regimes_figure(regimes: Regimes) -> go.Figure:
                 col=1,
             )  # fmt: skip
         title = "sharpness / threshold" if known else "sharpness"
-        figure.update_yaxes(type="log", title_text=title, row=1, col=1)
+        figure.update_yaxes(title_text=title, **_log(curves.ratio if known else curves.sharpness), row=1, col=1)
     shown = np.unique(np.round(np.geomspace(1, len(curves.loss), MOST)).astype(int) - 1)
     loss = np.where(np.isfinite(curves.loss), curves.loss, np.nan)
     figure.add_trace(
@@ -120,7 +121,7 @@ def regimes_figure(regimes: Regimes) -> go.Figure:
             col=1,
         )
     positive = bool((loss[np.isfinite(loss)] > 0).all())
-    figure.update_yaxes(title_text="loss", type="log" if positive else "linear", row=rows, col=1)
+    figure.update_yaxes(title_text="loss", **(_log(loss) if positive else {"type": "linear"}), row=rows, col=1)
     _bands(figure, regimes, rows)
     figure.update_xaxes(type="log", range=[0, float(np.log10(1 + curves.steps[-1]))], dtick=1)
     figure.update_xaxes(title_text="1 + step", row=rows, col=1)
@@ -131,6 +132,21 @@ def regimes_figure(regimes: Regimes) -> go.Figure:
         legend={"orientation": "h", "yanchor": "bottom", "y": 1.06},
     )
     return figure
+
+
+def _log(values: NDArray[np.float64]) -> dict[str, Any]:
+    """Return a logarithmic axis with labels at 1, 2 and 5 in full, where it spans about a decade or two."""
+    from plotly.graph_objects import layout
+
+    axis: dict[str, Any] = {"type": "log"}
+    good = values[np.isfinite(values) & (values > 0)]
+    if len(good) and 0.7 < np.log10(good.max() / good.min()) < 2.5:
+        try:
+            layout.YAxis(minorloglabels="complete")
+        except ValueError:  # an older plotly has single digits only, which D2 would not make clearer
+            return axis
+        axis |= {"dtick": "D2", "minorloglabels": "complete"}
+    return axis
 
 
 def _bands(figure: go.Figure, regimes: Regimes, rows: int) -> None:

@@ -26,6 +26,10 @@ from thalweg.errors import InvalidInput, explain
 
 Floats: TypeAlias = NDArray[np.float64]
 
+INK = ("#0068A8", "#C24A00", "#00795A", "#A8447F", "#6B4FA0")
+FLOOR = 1e-8
+"""The figure starts with losses down to this share of the largest, below which no catapult can be seen."""
+
 
 @dataclass(frozen=True)
 class UVModel:
@@ -181,16 +185,20 @@ class UVPath:
         rates = np.atleast_1d(self.lr)
         curves = [np.atleast_2d(value) for value in (self.loss, self.trace, self.sharpness)]
         for at, rate in enumerate(rates):
-            told = f", rate {rate:.4g}" if rates.size > 1 else ""
+            told, colour = f", rate {rate:.4g}" if rates.size > 1 else "", INK[at % len(INK)]
             for values, name, row in (
                 (curves[0][at], "loss", 1),
                 (rate * curves[1][at], "rate × trace", 2),
                 (rate * curves[2][at], "rate × sharpness", 2),
             ):
                 shown = np.where(np.isfinite(values), values, np.nan)
-                figure.add_trace(go.Scatter(x=steps, y=shown, name=name + told, mode="lines"), row, 1)
+                line = {"color": colour, "dash": "dot" if name.endswith("sharpness") else "solid", "width": 1.8}
+                figure.add_trace(go.Scatter(x=steps, y=shown, name=name + told, mode="lines", line=line), row, 1)
         figure.add_hline(y=2, line={"dash": "dash", "color": "#7D8590"}, row=2, col=1)
-        figure.update_yaxes(type="log", title_text="loss", exponentformat="power", row=1, col=1)
+        known = curves[0][np.isfinite(curves[0]) & (curves[0] > 0)]
+        floor = known.max() * FLOOR if len(known) and known.min() < known.max() * FLOOR else None
+        span = None if floor is None else np.log10([floor, 3 * known.max()]).tolist()
+        figure.update_yaxes(type="log", title_text="loss", exponentformat="power", range=span, row=1, col=1)
         figure.update_yaxes(title_text="in units of 1 / rate", row=2, col=1)
         figure.update_xaxes(title_text="step", row=2, col=1)
         return figure.update_layout(height=560)
