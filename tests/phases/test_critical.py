@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -106,6 +107,38 @@ def test_a_contradiction_sends_the_search_over_the_grid():
     assert "whole grid" in repr(quick)
 
 
+def test_a_run_that_diverges_below_c_max_is_found():
+    """Islands of divergence, one within an octave of c_max, one within an octave of c_loss, and one of each sort."""
+    for islands in ([26.0], [13.0], [26.0, 13.0]):
+
+        def chaotic(i, c, islands=islands):
+            loss, sharpness = ladder((8.0,), (9.0,), (45.0,))(i, c)
+            if any(abs(np.log2(c / island)) < 0.06 for island in islands):
+                loss[6:] = np.inf
+            return loss, sharpness
+
+        quick, whole = (critical_constants(Scripted(chaotic), mode=m, barrier=False) for m in ("bisect", "grid"))
+        assert quick["c_max"].high[0] == whole["c_max"].high[0] < 30
+        assert quick["c_max"].fallback[0]
+        assert not quick["c_loss"].fallback[0]
+
+
+def test_a_network_that_dies_far_above_is_not_taken_for_one_that_trains():
+    def dies(i, c):
+        loss, sharpness = ladder((9.0,), (12.0,), (14.0,))(i, c)
+        return (np.linspace(1, 0.1, 11), np.linspace(10, 0, 11)) if c > 30 else (loss, sharpness)
+
+    def dies_late(i, c):
+        loss, sharpness = dies(i, c)
+        loss[1], loss[4] = 0.9, loss[1]  # no first step ever raises the loss
+        return loss, sharpness
+
+    for curves in (dies, dies_late):
+        quick, whole = (critical_constants(Scripted(curves), mode=m, barrier=False) for m in ("bisect", "grid"))
+        for name in ("c_loss", "c_sharp", "c_max"):
+            assert quick[name].high[0] == whole[name].high[0] < 15, name
+
+
 def test_constants_beyond_the_grid_are_said_to_be():
     never = Scripted(lambda i, c: (np.linspace(1, 0.5, 11), np.linspace(10, 5, 11)))
     always = Scripted(lambda i, c: (np.linspace(1, 2, 11), np.linspace(10, 20, 11)))
@@ -162,7 +195,7 @@ def test_bad_input_is_refused():
     runs = Scripted(ladder((4.0,), (6.0,), (9.0,)))
     for wrong in (
         {"mode": "fast"}, {"grid_step": 0}, {"start": 11}, {"window": "late"}, {"eps_sharp": -1}, {"points": 1},
-        {"probes": -1}, {"grid_step": float("nan")},
+        {"probes": -1}, {"near": -0.5}, {"grid_step": float("nan")},
     ):  # fmt: skip
         with pytest.raises(InvalidInput):
             critical_constants(runs, **wrong)
@@ -199,13 +232,17 @@ def test_modes_agree_on_the_solvable_model_by_its_eigenvalue():
         assert apart.max() < 0.1 + 1e-9, name
 
 
-def test_the_result_is_a_dataset_a_figure_and_a_summary():
+def test_the_result_is_a_dataset_a_figure_and_a_summary(tmp_path):
     found = critical_constants(UVRuns(UVModel(8), seeds=(3, 4, 5)))
     data = found.data
     assert data.c.dims == ("seed", "constant")
     assert list(data.seed) == [3, 4, 5]
     assert set(data.status.values.ravel()) == {"found"}
     assert float(data.c.sel(seed=4, constant="c_max")) == found["c_max"].value[1]
+    assert data.attrs["search"] == "bisect"
+    data.drop_vars("fallback").to_netcdf(tmp_path / "c.nc", engine="scipy")  # which takes no attribute "mode"
+    with xr.open_dataset(tmp_path / "c.nc", engine="scipy") as again:
+        assert bool((again.c == data.c).all())
     summary = found.aggregate()["c_loss"]
     assert summary.count == 3
     assert summary.interval[0] <= summary.mean <= summary.interval[1]

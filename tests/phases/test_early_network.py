@@ -151,6 +151,41 @@ def test_stacked_runs_are_those_run_one_by_one(model, batch_size):
     assert np.allclose(*late, rtol=1e-6)
 
 
+def test_a_run_that_exceeds_its_ceiling_stops():
+    settings = {**SMALL, "cutoff": 1e5}
+    for engine in ("stack", "loop"):
+        runs = network_runs(3, 6, (0, 1), **settings, engine=engine)
+        rows = [(0, 0.7), (1, 2.5)]
+        full = runs.run(rows, range(1, 5)).sharpness[:, 1:]
+        level = [0.999 * full[0].max(), 1.001 * full[1].max()]
+        found = runs.run(rows, range(1, 5), level)
+        end = int((full[0] > level[0]).argmax()) + 1
+        assert np.isfinite(found.loss[0, : end + 1]).all()
+        assert np.isnan(found.loss[0, end + 1 :]).all()
+        assert found.sharpness[0, end] > level[0]
+        assert np.allclose(found.sharpness[1, 1:], full[1], rtol=1e-6)
+        late = runs.sharpness_at(rows, [end, 4], level)
+        assert level[0] < late[0] <= full[0, end - 1] * (1 + 1e-6)
+        assert np.isclose(late[1], full[1, 3], rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_chaotic_narrow_networks_diverge_where_all_their_runs_say():
+    """Draw 1 diverges an octave below where bisection alone ends; draw 6 dies above, and no first step raises it."""
+    seeds = (1, 6)
+    runs = network_runs(4, 16, seeds, samples=300, dtype="float64")
+    found = critical_constants(runs, barrier=False)
+    c = 2.0 ** (0.1 * np.arange(71))
+    loss = runs.run([(i, one) for i in range(2) for one in c]).loss.reshape(2, len(c), -1)
+    gone = ~(loss[:, :, 1:] <= runs.cutoff).all(axis=2)
+    rose = gone | (loss[:, :, 1:].max(axis=2) > loss[:, :, 0])
+    assert np.allclose(found["c_max"].high, c[gone.argmax(axis=1)])
+    assert np.allclose(found["c_loss"].high, c[rose.argmax(axis=1)])
+    assert found["c_max"].fallback.all()
+    assert not gone[0, gone[0].argmax() :].all()
+    assert not rose[1, -1]
+
+
 def test_the_barrier_is_the_highest_point_of_the_segment():
     x, y = tiny_data()
     with torch.random.fork_rng():

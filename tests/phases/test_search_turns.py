@@ -54,6 +54,28 @@ def test_an_island_near_the_turn_is_found_by_a_probe():
     assert missed.high in (28, 30)
 
 
+def test_the_neighbourhood_is_asked_at_once_and_an_island_in_it_found():
+    rounds = []
+
+    def ask(points):
+        rounds.append(points)
+        return [k >= 30 or k == 22 for _, k in points]
+
+    (found,) = first_true(ask, [28], lowest=0, highest=60, probes=0, near=8)
+    assert (found.low, found.high, found.fallback) == (21, 22, True)
+    assert any(len(points) > 4 for points in rounds)
+    (missed,) = first_true(ask, [28], lowest=0, highest=60, probes=0, near=7)
+    assert (missed.high, missed.fallback) == (30, False)
+
+
+def test_equal_strides_pass_no_island_that_is_wider():
+    ask, _ = counted([lambda k: 33 <= k < 39])
+    (found,) = first_true(ask, [10], lowest=0, highest=100, stride=5, growth=1, probes=0)
+    assert found.high == 33
+    (missed,) = first_true(ask, [10], lowest=0, highest=100, stride=5, growth=2, probes=0)
+    assert missed.high is None
+
+
 def test_what_is_known_is_not_asked_and_can_contradict():
     ask, asked = counted([lambda k: k >= 20])
     (found,) = first_true(ask, [19], lowest=0, highest=60, known=[{20: True}], probes=0)

@@ -18,7 +18,7 @@ class Scripted:
     def first_losses(self, rows):
         return np.array([self.curves(i, c)[0][1] for i, c in rows])
 
-    def run(self, rows, measure=()):
+    def run(self, rows, measure=(), ceiling=None):
         loss = np.array([self.curves(i, c)[0] for i, c in rows], dtype=float)
         sharpness = np.array([self.curves(i, c)[1] for i, c in rows], dtype=float)
         hidden = [t for t in range(1, self.steps + 1) if t not in set(measure)]
@@ -28,7 +28,7 @@ class Scripted:
         self.cost = self.cost + Cost(runs=len(rows), solves=len(rows) * len(set(measure)))
         return EarlyCurves(tuple(rows), loss, sharpness)
 
-    def sharpness_at(self, rows, steps):
+    def sharpness_at(self, rows, steps, ceiling=None):
         self.cost = self.cost + Cost(solves=len(rows))
         return np.array([self.curves(i, c)[1][t] for (i, c), t in zip(rows, steps)], dtype=float)
 

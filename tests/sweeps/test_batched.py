@@ -152,6 +152,34 @@ def test_what_rows_share_is_computed_once():
     assert (measured.gradients, measured.forwards) == (2 + 40, 40)
 
 
+def test_a_row_stops_where_it_exceeds_its_ceiling():
+    problem = network()
+    W0 = starts(problem)
+    stack = Stack(problem)
+    full = train_stack(stack, W0, RATES, 5, index=INDEX, tol=1e-10)
+    ceiling = torch.tensor(np.where(np.arange(7) % 2, 1.02, 0.98) * np.nanmax(full.sharpness[:, 1:3], axis=1))
+    ceiling[torch.isnan(ceiling)] = 1.0
+    found = train_stack(stack, W0, RATES, 5, index=INDEX, tol=1e-10, ceiling=ceiling)
+    over = full.sharpness > ceiling[:, None].numpy()
+    over[:, 0] = False  # the start is not held to it
+    stopped = 0
+    for r in range(7):
+        end = int(over[r].argmax()) if over[r].any() else 5
+        np.testing.assert_allclose(found.loss[r, : end + 1], full.loss[r, : end + 1], rtol=1e-12)
+        np.testing.assert_allclose(found.sharpness[r, :end], full.sharpness[r, :end], rtol=1e-9)
+        if over[r].any():
+            stopped += 1
+            assert float(ceiling[r]) < found.sharpness[r, end] <= full.sharpness[r, end] * (1 + 1e-9)
+            assert np.isnan(found.loss[r, end + 1 :]).all()
+            assert np.isnan(found.sharpness[r, end + 1 :]).all()
+            assert found.diverged[r] == -1
+        else:
+            assert found.diverged[r] == full.diverged[r]
+    assert 2 <= stopped < 7
+    assert found.unconverged == 0
+    assert found.products < full.products
+
+
 def test_measuring_less_changes_no_loss():
     problem = network()
     W0 = starts(problem)
@@ -221,6 +249,7 @@ BAD = {
     "measure, late": ({"measure": [3]}, "measure has steps 3 to 3"),
     "batches": ({"batches": [torch.tensor([0])]}, "There are 1 batches"),
     "batches, range": ({"batches": torch.tensor([[0], [99]])}, "batch has shape"),
+    "ceiling": ({"ceiling": torch.ones(3)}, "ceiling has shape"),
     "known": ({"loss0": torch.zeros(3)}, "loss0 has shape"),
 }
 

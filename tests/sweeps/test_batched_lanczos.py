@@ -64,6 +64,26 @@ def test_residuals_are_those_of_fresh_products(tol):
     assert found.products.unique().numel() > 1  # rows leave when they are done
 
 
+def test_a_row_leaves_once_it_is_above_its_level():
+    problem = network()
+    W = torch.randn(6, problem.dimension).double()
+    stack = Stack(problem)
+    whole = top_eigenvalues(stack, W, tol=1e-9)
+    above = whole.values * torch.tensor([0.3, 1 + 1e-6, 0.5, 2.0, 0.9, torch.inf]).double()
+    found = top_eigenvalues(stack, W, tol=1e-9, above=above)
+    over = torch.tensor([True, False, True, False, True, False])
+    assert torch.equal(found.values > above, over)
+    assert bool((found.values[over] < whole.values[over]).all())  # bounds from below
+    assert bool((found.products[over] < whole.products[over]).all())
+    assert not bool(found.converged[over].any())
+    torch.testing.assert_close(found.values[~over], whole.values[~over], rtol=1e-9, atol=0)
+    assert torch.equal(found.products[~over], whole.products[~over])
+    split = top_eigenvalues(Stack(problem, budget=100_000), W, tol=1e-9, above=above)
+    assert torch.equal(split.products, found.products)
+    with pytest.raises(InvalidInput, match="above of"):
+        top_eigenvalues(stack, W, above=above[:2])
+
+
 def test_largest_is_algebraic_not_by_magnitude():
     d = torch.cat([torch.linspace(-1.0, 0.8, 300), torch.tensor([-9.0, -9.0, 1.0])])
     found = top_eigenvalues(stack_of(d), torch.zeros(2, 303).double(), tol=1e-9)

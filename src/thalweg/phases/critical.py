@@ -30,6 +30,7 @@ def critical_constants(
     barrier: bool = True,
     points: int = 101,
     probes: int = 1,
+    near: float = 1.0,
 ) -> CriticalConstants:
     r"""Find the critical constants of every seed on the grid ``c = 2^x``, ``x = start + k grid_step``.
 
@@ -47,9 +48,11 @@ def critical_constants(
 
     ``mode="grid"`` runs every ``c`` and measures every step. ``mode="bisect"`` gets the same answers for a few percent
     of that, as long as each indicator turns once: ``c_loss`` from forward passes along the first gradient, confirmed by
-    runs; ``c_max`` by runs without sharpness; ``c_sharp`` from sharpness at the first three steps, confirmed at all.
-    ``probes`` more points below each turn are looked at; where anything contradicts a single turn, the constant
-    of that seed is found by asking every point of the grid, and its ``fallback`` says so.
+    runs; ``c_max`` by runs without sharpness, all of them within ``near`` octaves below it and above ``c_loss``, as
+    runs there are chaotic; ``c_sharp`` from sharpness after the first step, confirmed at all steps. Sharpness that
+    rises is measured no further than to a lower bound that says so. ``probes`` more points below each turn are looked
+    at; where anything contradicts a single turn, the constant of that seed is found by asking every point of the grid,
+    and its ``fallback`` says so.
 
     Args:
         runs: Initialisations that can be trained for a few steps (networks: `network_runs`).
@@ -63,6 +66,8 @@ def critical_constants(
         barrier: Whether to find ``c_barrier``, which takes many forward passes.
         points: Points on the segment for it.
         probes: Checks of monotonicity for each constant, in ``mode="bisect"``.
+        near: Octaves that are checked whole: below ``c_max``, above ``c_loss``, and below the ``c`` whose first step
+            raises the loss.
 
     Returns:
         Brackets per seed, the curves of all runs made, their phases, and what it cost.
@@ -82,11 +87,11 @@ def critical_constants(
     check_start(runs)
     check_window(window)
     good = mode in ("bisect", "grid") and 0 < grid_step < np.inf and start < stop and eps_sharp >= 0 and points >= 2
-    if not good or probes < 0:
+    if not good or probes < 0 or not 0 <= near < np.inf:
         raise InvalidInput(
             explain(
                 f"mode {mode!r}, grid_step {grid_step}, start {start}, stop {stop}, eps_sharp {eps_sharp}, "
-                f"{points} points, {probes} probes",
+                f"{points} points, {probes} probes, near {near}",
                 "the grid runs upward from start to stop in positive steps, by 'bisect' or 'grid'",
                 "Correct the argument that breaks this",
             )
@@ -95,7 +100,7 @@ def critical_constants(
     book = Book(runs, start, grid_step, window, eps_sharp)
     last = int(np.floor((stop - start) / grid_step + 1e-9))
     search = _grid if mode == "grid" else _bisect
-    turns = search(book, last, points if barrier else 0, probes)
+    turns = search(book, last, points if barrier else 0, probes, round(near / grid_step))
     curves = book.curves()
     return CriticalConstants(
         seeds=runs.seeds,
@@ -117,7 +122,7 @@ def critical_constants(
 _Turns = dict[str, tuple[list[Turn], list[bool]]]
 
 
-def _grid(book: Book, last: int, points: int, probes: int) -> _Turns:
+def _grid(book: Book, last: int, points: int, probes: int, near: int) -> _Turns:
     seeds = range(len(book.runs.seeds))
     ends = [last] * len(seeds)
     open_, begin = list(seeds), 0
@@ -155,19 +160,31 @@ def _read(grid: list[Point], answers: list[bool], ends: list[int]) -> tuple[list
     return turns, monotone
 
 
-def _bisect(book: Book, last: int, points: int, probes: int) -> _Turns:
+def _bisect(book: Book, last: int, points: int, probes: int, near: int) -> _Turns:
     seeds = range(len(book.runs.seeds))
     octave = max(1, round(1 / book.step))
     two = round((1.0 - book.start) / book.step)  # c = 2, where a quadratic loss would turn
-    step = first_true(book.first_rose, [two] * len(seeds), lowest=0, highest=last, stride=octave, probes=probes)
+    step = first_true(
+        book.first_rose,
+        [two] * len(seeds),
+        lowest=0,
+        highest=last,
+        stride=max(1, octave // 2),
+        probes=probes,
+        near=near,
+        growth=1,  # far above, a network may be dead, with a loss below the first
+    )
     loss = first_true(
         book.loss_rose,
-        [_below(turn) for turn in step],
+        [two if turn.high is None else _below(turn) for turn in step],  # the first step may never raise the loss
         lowest=0,
         highest=[last if turn.high is None else turn.high for turn in step],
         known=[{} if turn.high is None else {turn.high: True} for turn in step],
+        stride=max(1, octave // 2),
         probes=probes,
+        growth=1,
     )
+    book.train([(i, k) for i, turn in enumerate(loss) for k in range(_below(turn), min(_below(turn) + near, last) + 1)])
     known = [_divergences(book, i) for i in seeds]
     most = first_true(
         book.diverged,
@@ -176,13 +193,20 @@ def _bisect(book: Book, last: int, points: int, probes: int) -> _Turns:
         highest=last,
         known=known,
         stride=max(1, octave // 2),
-        probes=probes + 1,  # near c_max runs are chaotic
+        probes=probes,
+        near=near,
+        growth=1,
     )
     ends = [last if turn.high is None else turn.high for turn in most]
     final = [{} if turn.high is None else {turn.high: True} for turn in most]
-    begin = [max(0, _below(turn) - octave + 1) for turn in loss]
     early = first_true(
-        book.sharpness_rose_early, begin, lowest=0, highest=ends, known=final, stride=octave, probes=min(probes, 1)
+        book.sharpness_rose_first,
+        [_below(turn) for turn in loss],
+        lowest=0,
+        highest=ends,
+        known=final,
+        stride=octave,
+        probes=min(probes, 1),
     )
     sharp = first_true(
         book.sharpness_rose,

@@ -170,7 +170,7 @@ class CriticalConstants:
             coords={"seed": list(self.seeds), "constant": names},
         )
         return found.assign_attrs(
-            mode=self.mode, window=self.window, grid_step=self.grid_step, eps_sharp=self.eps_sharp,
+            search=self.mode, window=self.window, grid_step=self.grid_step, eps_sharp=self.eps_sharp,
             steps=self.steps, cutoff=self.cutoff,
         )  # fmt: skip
 

@@ -101,8 +101,14 @@ class EarlyRuns(Protocol):
     def first_losses(self, rows: Sequence[Row]) -> Array:
         """``L(theta_0 - (c / lambda_0) g_0)`` of each row, shape ``(R,)``: forward passes only."""
 
-    def run(self, rows: Sequence[Row], measure: Collection[int] = ()) -> EarlyCurves:
-        """Train every row for ``steps`` steps; ``measure`` are the steps, from 1, at which to take the sharpness."""
+    def run(
+        self, rows: Sequence[Row], measure: Collection[int] = (), ceiling: Sequence[float] | None = None
+    ) -> EarlyCurves:
+        """Train every row for ``steps`` steps; ``measure`` are the steps, from 1, at which to take the sharpness.
+
+        A run whose sharpness exceeds its ``ceiling`` may stop there: a lower bound of that sharpness, above the
+        ceiling, is then the last that is known of it, and later losses are NaN.
+        """
 
     def barrier(self, rows: Sequence[Row], points: int = 101) -> Array:
         """Largest ``L / L_0`` on the segment from ``theta_0`` to ``theta_T``, at ``points`` equal distances.
@@ -110,8 +116,11 @@ class EarlyRuns(Protocol):
         ``theta_0`` itself, where the ratio is one, is left out. Infinite for a run that diverges. Shape ``(R,)``.
         """
 
-    def sharpness_at(self, rows: Sequence[Row], steps: Sequence[int]) -> Array:
-        """Sharpness of each row after its own number of steps, shape ``(R,)``; NaN for a run that diverges."""
+    def sharpness_at(self, rows: Sequence[Row], steps: Sequence[int], ceiling: Sequence[float] | None = None) -> Array:
+        """Sharpness of each row after its own number of steps, shape ``(R,)``; NaN for a run that diverges.
+
+        Where it exceeds the row's ``ceiling``, a lower bound above that will do.
+        """
 
 
 def check_start(runs: EarlyRuns) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 
 from thalweg.errors import NonFinite, explain
-from thalweg.phases.early import Array, EarlyCurves, EarlyRuns
+from thalweg.phases.early import Array, EarlyCurves, EarlyRuns, Row
 from thalweg.phases.labels import Window, diverges, loss_rises, sharpness_rises, sharpness_steps
 
 Point = tuple[int, int]
@@ -31,6 +31,8 @@ class Book:
         self.runs, self.start, self.step, self.window, self.eps_sharp = runs, start, step, window, eps_sharp
         self.losses: dict[Point, Array] = {}
         self.sharpness: dict[Point, Array] = {}
+        self.risen: set[Point] = set()
+        """Runs whose sharpness is known to rise, by a lower bound that is no curve."""
         self.every = tuple(range(1, runs.steps + 1))
 
     def x(self, k: int) -> float:
@@ -45,16 +47,18 @@ class Book:
         """Have the losses of these runs."""
         self._run([p for p in dict.fromkeys(points) if p not in self.losses], ())
 
-    def measure(self, points: Sequence[Point], steps: Collection[int]) -> None:
+    def measure(self, points: Sequence[Point], steps: Collection[int], watch: bool = False) -> None:
         """Have the sharpness of these runs at the given steps, but for runs that diverge, which need none.
+
+        With ``watch`` a run that is seen to rise is stopped, and nothing but that is kept of it.
 
         Raises:
             NonFinite: A sharpness is NaN although the run has not diverged.
         """
         wanted = {p: self._missing(p, steps) for p in dict.fromkeys(points)}
         for missing in sorted({m for m in wanted.values() if m}):
-            self._run([p for p, m in wanted.items() if m == missing], missing)
-        for i, k in points:
+            self._run([p for p, m in wanted.items() if m == missing], missing, watch)
+        for i, k in [p for p in points if p not in self.risen]:
             left = self._missing((i, k), steps)
             if left:
                 raise NonFinite(
@@ -78,29 +82,34 @@ class Book:
 
     def first_rose(self, points: Sequence[Point]) -> list[bool]:
         """Whether the first step raises the loss: a forward pass each."""
-        after = self.runs.first_losses([(i, self.c(k)) for i, k in points])
+        after = self.runs.first_losses(self._rows(points))
         return [not bool(value <= self.runs.loss0[i]) for (i, _), value in zip(points, after)]
 
     def sharpness_rose(self, points: Sequence[Point]) -> list[bool]:
         """Whether the sharpness of each run rises within the window, or it diverges."""
+        if self.window == "paper":
+            self.measure([p for p in points if p not in self.risen], self.every, watch=True)
+            return [bool(self.known_rise(p)) for p in points]
         self.train(points)
         inside = [range(1, 1 + sharpness_steps(self.losses[p], self.window)) for p in points]
         for steps in sorted(set(inside), key=len):
-            self.measure([p for p, own in zip(points, inside) if own == steps], steps)
+            some = [p for p, own in zip(points, inside) if own == steps and p not in self.risen]
+            self.measure(some, steps, watch=True)
         return [bool(self.known_rise(p)) for p in points]
 
-    def sharpness_rose_early(self, points: Sequence[Point]) -> list[bool]:
-        """The same by the first steps of every window alone, each taken only where those before do not tell."""
-        found: dict[Point, bool] = {}
-        for step in (1, 2, 3) if self.window == "paper" else (1, 2):
-            left = [p for p in dict.fromkeys(points) if not found.get(p)] if step <= self.runs.steps else []
-            values = self.runs.sharpness_at([(i, self.c(k)) for i, k in left], [step] * len(left)) if left else ()
-            for p, value in zip(left, values):  # NaN: diverged
-                found[p] = not bool(value <= (1 + self.eps_sharp) * self.runs.sharpness0[p[0]])
-        return [found[p] for p in points]
+    def sharpness_rose_first(self, points: Sequence[Point]) -> list[bool]:
+        """The same by the first step alone, which is in every window."""
+        left = [p for p in dict.fromkeys(points) if p not in self.risen]
+        values = self.runs.sharpness_at(self._rows(left), [1] * len(left), self._levels(left)) if left else ()
+        for p, value in zip(left, values):
+            if not bool(value <= self._level(p)):  # NaN: diverged
+                self.risen.add(p)
+        return [p in self.risen for p in points]
 
     def known_rise(self, point: Point) -> bool | None:
         """Whether the sharpness rises, as far as it was measured; None where that does not tell."""
+        if point in self.risen:
+            return True
         if diverges(self.losses[point], self.runs.cutoff):
             return True
         return sharpness_rises(self.losses[point], self.sharpness[point], self.window, self.eps_sharp)
@@ -111,7 +120,7 @@ class Book:
         for fine in dict.fromkeys((min(11, count), count)):
             left = [p for p in points if not found[p]]
             if left:
-                heights = self.runs.barrier([(i, self.c(k)) for i, k in left], fine)
+                heights = self.runs.barrier(self._rows(left), fine)
                 found.update({p: not bool(height <= 1.0) for p, height in zip(left, heights)})
         return [found[p] for p in points]
 
@@ -132,11 +141,24 @@ class Book:
             return ()
         return tuple(t for t in steps if np.isnan(self.sharpness[point][t]))
 
-    def _run(self, points: Sequence[Point], measure: Collection[int]) -> None:
+    def _rows(self, points: Sequence[Point]) -> list[Row]:
+        return [(i, self.c(k)) for i, k in points]
+
+    def _level(self, point: Point) -> float:
+        """Sharpness that counts as risen when it is exceeded."""
+        return float((1 + self.eps_sharp) * self.runs.sharpness0[point[0]])
+
+    def _levels(self, points: Sequence[Point]) -> list[float]:
+        return [self._level(p) for p in points]
+
+    def _run(self, points: Sequence[Point], measure: Collection[int], watch: bool = False) -> None:
         if not points:
             return
-        found = self.runs.run([(i, self.c(k)) for i, k in points], measure)
+        found = self.runs.run(self._rows(points), measure, self._levels(points) if watch else None)
         for p, loss, sharpness in zip(points, found.loss, found.sharpness):
+            if watch and np.any(sharpness[1:] > self._level(p)):
+                self.risen.add(p)
+                continue
             old = self.sharpness.get(p)
             self.losses.setdefault(p, np.asarray(loss, dtype=np.float64))
             new = np.asarray(sharpness, dtype=np.float64)

@@ -137,10 +137,13 @@ class LoopRuns:
         self._spend(forwards=len(found), seconds=time.perf_counter() - began)
         return np.array(found)
 
-    def run(self, rows: Sequence[Row], measure: Collection[int] = ()) -> EarlyCurves:
+    def run(
+        self, rows: Sequence[Row], measure: Collection[int] = (), ceiling: Sequence[float] | None = None
+    ) -> EarlyCurves:
         """Train each row; see `EarlyRuns.run`."""
         began = time.perf_counter()
-        done = [self._train(i, c, self.steps, frozenset(measure))[:2] for i, c in rows]
+        level = [np.inf] * len(rows) if ceiling is None else ceiling
+        done = [self._train(i, c, self.steps, frozenset(measure), top)[:2] for (i, c), top in zip(rows, level)]
         self._spend(runs=len(done), seconds=time.perf_counter() - began)
         empty = np.empty((0, self.steps + 1))
         loss = np.stack([one[0] for one in done]) if done else empty
@@ -162,7 +165,7 @@ class LoopRuns:
         self._spend(runs=len(rows), seconds=time.perf_counter() - began)
         return np.array(found)
 
-    def sharpness_at(self, rows: Sequence[Row], steps: Sequence[int]) -> Array:
+    def sharpness_at(self, rows: Sequence[Row], steps: Sequence[int], ceiling: Sequence[float] | None = None) -> Array:
         """Sharpness of each row after its own number of steps; see `EarlyRuns.sharpness_at`."""
         began = time.perf_counter()
         found = [self._train(i, c, n, frozenset((n,)))[1][n] for (i, c), n in zip(rows, steps)]
@@ -202,8 +205,10 @@ class LoopRuns:
         self._spend(products=POWER_STEPS + 1, solves=1)
         return float(v @ operator.matvec(v)), v
 
-    def _train(self, i: int, c: float, steps: int, measure: frozenset[int]) -> tuple[Array, Array, Tensor]:
-        """Losses, sharpness and the end of one run."""
+    def _train(
+        self, i: int, c: float, steps: int, measure: frozenset[int], ceiling: float = np.inf
+    ) -> tuple[Array, Array, Tensor]:
+        """Losses, sharpness and the end of one run, which stops above the ceiling."""
         copy, rate = self.copies[i], self._rate(i, c)
         loss, sharpness = np.full(steps + 1, np.inf), np.full(steps + 1, np.nan)
         loss[0], sharpness[0] = self._loss0[i], self._sharpness0[i]
@@ -225,6 +230,9 @@ class LoopRuns:
                 set_ = copy.measured if order is None or not self.demo else copy.train.subset(order[2 * t - 1])
                 sharpness[t], found = self.sharpness(set_, w, self.tol, vector)
                 vector = vector if found is None else found
+                if sharpness[t] > ceiling:
+                    loss[t + 1 :] = np.nan
+                    break
             if not both and t < steps:
                 gradient = self._on(i, order, t).gradient(w)
                 self._spend(gradients=1)

@@ -123,11 +123,13 @@ class StackRuns:
         self._spend(forwards=len(rows), seconds=time.perf_counter() - began)
         return np.asarray(torch.cat(parts).double().cpu().numpy()) if parts else np.empty(0)
 
-    def run(self, rows: Sequence[Row], measure: Collection[int] = ()) -> EarlyCurves:
+    def run(
+        self, rows: Sequence[Row], measure: Collection[int] = (), ceiling: Sequence[float] | None = None
+    ) -> EarlyCurves:
         """Train all rows; see `EarlyRuns.run`."""
         if not rows:
             return EarlyCurves((), np.empty((0, self.steps + 1)), np.empty((0, self.steps + 1)))
-        found = self._train(rows, self.steps, measure)
+        found = self._train(rows, self.steps, measure, ceiling)
         sharpness = found.sharpness.copy()
         sharpness[:, 0] = self.sharpness0[self._places(rows)]
         return EarlyCurves(tuple(rows), found.loss, sharpness)
@@ -136,7 +138,7 @@ class StackRuns:
         """Largest ``L / L_0`` on the segment to the end of each run; see `EarlyRuns.barrier`."""
         if not rows:
             return np.empty(0)
-        final = self._train(rows, self.steps, (), keep_final=True).final
+        final = self._train(rows, self.steps, (), None, keep_final=True).final
         assert final is not None
         began = time.perf_counter()
         shares = torch.linspace(0, 1, points, dtype=torch.float64)[1:]
@@ -153,7 +155,7 @@ class StackRuns:
         self._spend(forwards=count, seconds=time.perf_counter() - began)
         return heights
 
-    def sharpness_at(self, rows: Sequence[Row], steps: Sequence[int]) -> Array:
+    def sharpness_at(self, rows: Sequence[Row], steps: Sequence[int], ceiling: Sequence[float] | None = None) -> Array:
         """Sharpness of each row after its own number of steps; see `EarlyRuns.sharpness_at`."""
         found = np.full(len(rows), np.nan)
         for count in sorted(set(steps)):
@@ -161,10 +163,14 @@ class StackRuns:
             if count == 0:
                 found[own] = self.sharpness0[self._places([rows[r] for r in own])]
             else:
-                found[own] = self._train([rows[r] for r in own], count, (count,)).sharpness[:, count]
+                level = None if ceiling is None else [ceiling[r] for r in own]
+                found[own] = self._train([rows[r] for r in own], count, (count,), level).sharpness[:, count]
         return found
 
-    def _train(self, rows: Sequence[Row], steps: int, measure: Collection[int], keep_final: bool = False) -> Curves:
+    def _train(
+        self, rows: Sequence[Row], steps: int, measure: Collection[int], ceiling: Sequence[float] | None,
+        keep_final: bool = False,
+    ) -> Curves:  # fmt: skip
         place = self._places(rows)
         batches = None
         if self._batch_size is not None:
@@ -174,6 +180,7 @@ class StackRuns:
             self.stack, self.starts, self._rates(rows), steps, index=place, measure=set(measure), tol=self.tol,
             cutoff=self.cutoff, batches=batches, loss0=self._loss0, guess0=self._guess,
             gradient0=self._gradient if batches is None else None, sharpness0=self._sharpness0, keep_final=keep_final,
+            ceiling=None if ceiling is None else torch.tensor(ceiling, dtype=torch.float64),
         )  # fmt: skip
         self._spend(
             products=found.products, gradients=found.gradients, forwards=found.forwards, runs=len(rows),

@@ -10,6 +10,10 @@ Ask = Callable[[list[tuple[int, int]]], list[bool]]
 """Answers many questions at once: is the indicator of this seed true at this point of the grid?"""
 
 
+WALK = 4
+"""Points asked at a time where all are; those beyond the first true one are for nothing."""
+
+
 @dataclass(frozen=True)
 class Turn:
     """The first point of a grid where an indicator is true.
@@ -35,12 +39,16 @@ class _Search:
     lowest: int
     highest: int
     probes: int
+    near: int = 0
+    growth: int = 2
     known: dict[int, bool] = field(default_factory=dict)
     stride: int = 1
     done: int = 0
     """Probes so far."""
     walking: bool = False
     """Whether every point is asked, from the lowest on."""
+    looked: bool = False
+    """Whether the neighbourhood below the turn has been asked."""
 
     @property
     def low(self) -> int | None:
@@ -57,25 +65,38 @@ class _Search:
         high = self.high
         return high is not None and any(k > high for k, yes in self.known.items() if not yes)
 
-    def next(self) -> int | None:
-        """The next point to ask, or None when done."""
+    def next(self) -> list[int]:
+        """The next points to ask, none when done."""
         if self.contradicted:
             self.walking = True
         if self.walking:
             return self._walk()
+        one = self._halve()
+        if one is None and not self.looked:
+            self.looked = True
+            top = self.highest + 1 if self.high is None else self.high
+            some = [k for k in range(max(self.lowest, top - self.near), top) if k not in self.known]
+            if some:
+                return some
+        if one is None:
+            one = self._probe()
+        return [] if one is None else [one]
+
+    def _halve(self) -> int | None:
+        """The next point on the way to a bracket of neighbours, or None where there is one."""
         low, high = self.low, self.high
         if low is None and high is None:
             return min(max(self.start, self.lowest), self.highest)
         if high is None:
             assert low is not None
-            return self._stride(low, up=True) if low < self.highest else self._probe()
+            return self._stride(low, up=True) if low < self.highest else None
         if low is None:
-            return self._stride(high, up=False) if high > self.lowest else self._probe()
-        return (low + high) // 2 if high - low > 1 else self._probe()
+            return self._stride(high, up=False) if high > self.lowest else None
+        return (low + high) // 2 if high - low > 1 else None
 
     def _stride(self, edge: int, *, up: bool) -> int:
-        """A point beyond the edge, each time twice as far."""
-        step, self.stride = self.stride, 2 * self.stride
+        """A point beyond the edge, each time ``growth`` times as far."""
+        step, self.stride = self.stride, self.growth * self.stride
         return min(edge + step, self.highest) if up else max(edge - step, self.lowest)
 
     def _probe(self) -> int | None:
@@ -90,13 +111,14 @@ class _Search:
         points = [self.lowest - 1, *sorted(k for k in self.known if k <= top), top]
         return max((b - a, (a + b) // 2) for a, b in itertools.pairwise(points))[1]
 
-    def _walk(self) -> int | None:
+    def _walk(self) -> list[int]:
+        some: list[int] = []
         for k in range(self.lowest, self.highest + 1):
+            if self.known.get(k) or len(some) == WALK:
+                break
             if k not in self.known:
-                return k
-            if self.known[k]:
-                return None
-        return None
+                some.append(k)
+        return some
 
     def turn(self) -> Turn:
         high = self.high
@@ -113,15 +135,17 @@ def first_true(
     known: Sequence[dict[int, bool]] | None = None,
     stride: int = 1,
     probes: int = 1,
+    near: int = 0,
+    growth: int = 2,
 ) -> list[Turn]:
     """Find, for every seed, the first grid point where an indicator is true, by few questions.
 
-    Each search strides from its start until it has a bracket, with steps that double, and halves it. All searches ask
+    Each search strides from its start until it has a bracket, with steps that grow, and halves it. All searches ask
     in step, so that their questions can be answered together. The answer is the first true point if there is a single
     turn from false to true. Whether there is, is checked on all that was asked, on what is known from elsewhere, and on
     ``probes`` more points below the turn, near it and in the widest gaps by turns; where a false point lies above a
-    true one, every point is asked from the lowest on. A turn and return between two points that were asked is not
-    seen.
+    true one, every point is asked from the lowest on, a few at a time. A turn and return between two points that were
+    asked is not seen.
 
     Args:
         ask: Answers a list of ``(seed's place, grid point)``.
@@ -131,6 +155,8 @@ def first_true(
         known: Answers known before, per seed.
         stride: First step away from the start.
         probes: Points to check monotonicity at, beyond the search's own.
+        near: Points right below the turn that are all asked, at once.
+        growth: Factor from one stride to the next; with 1, no island wider than a stride is missed on the way up.
 
     Returns:
         One `Turn` per seed.
@@ -148,14 +174,13 @@ def first_true(
     tops = [highest] * count if isinstance(highest, int) else list(highest)
     before = [{} for _ in start] if known is None else known
     searches = [
-        _Search(s, low, top, probes, {k: v for k, v in b.items() if low <= k <= top}, stride)
+        _Search(s, low, top, probes, near, growth, {k: v for k, v in b.items() if low <= k <= top}, stride)
         for s, low, top, b in zip(start, lows, tops, before)
     ]
     open_ = list(range(count))
     while open_:
-        wanted = [(i, searches[i].next()) for i in open_]
-        questions = [(i, k) for i, k in wanted if k is not None]
+        questions = [(i, k) for i in open_ for k in searches[i].next()]
         for (i, k), yes in zip(questions, ask(questions) if questions else []):
             searches[i].known[k] = bool(yes)
-        open_ = [i for i, _ in questions]
+        open_ = list(dict.fromkeys(i for i, _ in questions))
     return [search.turn() for search in searches]

@@ -95,8 +95,13 @@ class UVRuns:
         self._spend(forwards=len(at))
         return np.asarray(residual**2 / 2)
 
-    def run(self, rows: Sequence[Row], measure: Collection[int] = ()) -> EarlyCurves:
-        """Follow every row for ``steps`` steps; the sharpness is NaN at steps that are not in ``measure``."""
+    def run(
+        self, rows: Sequence[Row], measure: Collection[int] = (), ceiling: Sequence[float] | None = None
+    ) -> EarlyCurves:
+        """Follow every row for ``steps`` steps; the sharpness is NaN at steps that are not in ``measure``.
+
+        Nothing would be saved by stopping at a ceiling, so none does.
+        """
         began = time.perf_counter()
         path = self._path(rows)
         loss = path.loss
@@ -129,7 +134,7 @@ class UVRuns:
         ratio: Floats = loss.max(axis=1) / self.loss0[at]
         return np.where(alive, ratio, np.inf)
 
-    def sharpness_at(self, rows: Sequence[Row], steps: Sequence[int]) -> Floats:
+    def sharpness_at(self, rows: Sequence[Row], steps: Sequence[int], ceiling: Sequence[float] | None = None) -> Floats:
         """Sharpness of each row after its own number of steps; NaN where it diverged."""
         at, rate = self._rates(rows)
         most = np.asarray(steps, dtype=np.int64)

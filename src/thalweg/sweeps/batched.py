@@ -29,9 +29,10 @@ class Curves:
     Attributes:
         lr: Learning rates, shape ``(R,)``.
         loss: ``L_t`` on all data, shape ``(R, T + 1)``. Where it is not finite, and after a row was taken out, it is
-            infinity, never NaN, so ``loss <= cutoff`` is the test for a row that trains.
+            infinity, so ``loss <= cutoff`` is the test for a row that trains. NaN after a row stopped at its ceiling.
         sharpness: Largest eigenvalue of the Hessian, shape ``(R, T + 1)``; NaN where it was not measured, where a
-            product overflowed, and from the step on at which a row was taken out.
+            product overflowed, and from the step on at which a row was taken out. Where it exceeds a row's ceiling, a
+            lower bound.
         residual: ``|H v - lambda v|`` of each, same shape.
         diverged: First step at which ``not L <= cutoff``, shape ``(R,)``; -1 for rows that trained to the end.
         products: Hessian products of single rows.
@@ -103,6 +104,7 @@ def train_stack(
     gradient0: Tensor | None = None,
     sharpness0: Tensor | None = None,
     guess0: Tensor | None = None,
+    ceiling: Tensor | None = None,
     keep_final: bool = False,
     max_products: int = 300,
     seed: int = 0,
@@ -128,6 +130,8 @@ def train_stack(
         gradient0: Full-batch gradients at the starts, shape ``(S, P)``, where known.
         sharpness0: Sharpness at the starts, shape ``(S,)``, where known.
         guess0: What to start the first measurements from, shape ``(S, P)``, such as ``RowEigenvalues.guess``.
+        ceiling: Levels of sharpness, shape ``(R,)``; a row stops after the first measurement from step 1 on that
+            exceeds its own, and that measurement as soon as it is known to.
         keep_final: Whether to return the points at the end.
         max_products: Of one measurement of one row.
         seed: Of Lanczos' random vector.
@@ -158,8 +162,9 @@ def train_stack(
     wanted = set(range(steps + 1)) if isinstance(measure, str) else set(measure)
     check_runs(stack, starts, rates, place, steps, wanted, cutoff, measure)
     given = {"loss0": loss0, "gradient0": gradient0, "sharpness0": sharpness0, "guess0": guess0}
-    check_known(given, starts, batches, steps, len(rates))
-    plan = _Plan(stack, rates, place, steps, frozenset(wanted), tol, cutoff, batches, max_products, seed)
+    check_known(given, starts, batches, steps, len(rates), ceiling)
+    level = torch.full_like(rates, torch.inf) if ceiling is None else ceiling.detach().to("cpu", torch.float64)
+    plan = _Plan(stack, rates, place, steps, frozenset(wanted), tol, cutoff, batches, max_products, seed, level)
     first = _First(plan, starts.to(stack.problem.device, stack.problem.dtype), **given)
     size = stack.rows_that_fit(VECTORS + (BASIS if wanted else 0))
     loss = np.full((len(rates), steps + 1), np.inf)
@@ -172,7 +177,7 @@ def train_stack(
         chunk.run()
         if final is not None:
             final[chunk.rows] = chunk.W.to("cpu")
-    bad = ~(loss <= cutoff)
+    bad = loss > cutoff  # NaN is that of a row that stopped
     diverged = np.where(bad.any(axis=1), bad.argmax(axis=1), -1)
     return Curves(
         rates.numpy(), loss, sharpness, residual, diverged, count.products, count.gradients, count.forwards,
@@ -192,11 +197,15 @@ class _Plan:
     batches: Sequence[Tensor] | Tensor | None
     max_products: int
     seed: int
+    ceiling: Tensor
 
-    def eigenvalues(self, W: Tensor, guess: Tensor | None, operator: RowOperator | None) -> RowEigenvalues:
+    def eigenvalues(
+        self, W: Tensor, guess: Tensor | None, operator: RowOperator | None, above: Tensor | None = None
+    ) -> RowEigenvalues:
         return top_eigenvalues(
-            self.stack, W, start=guess, tol=self.tol, max_products=self.max_products, seed=self.seed, operator=operator
-        )
+            self.stack, W, start=guess, tol=self.tol, max_products=self.max_products, seed=self.seed,
+            operator=operator, above=above,
+        )  # fmt: skip
 
 
 @dataclass
@@ -206,9 +215,10 @@ class _Count:
     forwards: int = 0
     unconverged: int = 0
 
-    def take(self, found: RowEigenvalues) -> None:
+    def take(self, found: RowEigenvalues, above: Tensor | None = None) -> None:
         self.products += int(found.products.sum())
-        self.unconverged += int((~found.converged).sum())
+        settled = found.converged if above is None else found.converged | (found.values > above)
+        self.unconverged += int((~settled).sum())
 
 
 class _First:
@@ -289,16 +299,22 @@ class _Chunk:
         kept = torch.nonzero(values <= self.plan.cutoff).squeeze(1)
         gradient = self._enter(step, values, gradient)
         if len(kept):
-            found = self.plan.eigenvalues(self.W, self.guess, operator.select(kept))
-            self.count.take(found)
+            above = self.plan.ceiling[self.rows]
+            found = self.plan.eigenvalues(self.W, self.guess, operator.select(kept), above)
+            self.count.take(found, above)
             self.sharpness[self.rows, step], self.residual[self.rows, step] = found.values, found.residuals
             self.guess = found.guess
+            over = found.values > above
+            self.loss[self.rows[over], step + 1 :] = np.nan
+            gradient = self._keep(torch.nonzero(~over).squeeze(1), gradient)
         return gradient
 
     def _enter(self, step: int, values: Tensor, gradient: Tensor | None) -> Tensor | None:
         """Write losses down, and let rows go that have diverged."""
         self.loss[self.rows, step] = torch.where(values.isnan(), torch.inf, values)
-        kept = torch.nonzero(values <= self.plan.cutoff).squeeze(1)
+        return self._keep(torch.nonzero(values <= self.plan.cutoff).squeeze(1), gradient)
+
+    def _keep(self, kept: Tensor, gradient: Tensor | None) -> Tensor | None:
         if len(kept) == len(self.rows):
             return gradient
         self.rows, self.W = self.rows[kept], self.W[kept]

@@ -51,14 +51,18 @@ def check_runs(
 
 
 def check_known(
-    given: dict[str, Tensor | None], starts: Tensor, batches: Sequence[Tensor] | Tensor | None, steps: int, rows: int
-) -> None:
+    given: dict[str, Tensor | None], starts: Tensor, batches: Sequence[Tensor] | Tensor | None, steps: int, rows: int,
+    ceiling: Tensor | None = None,
+) -> None:  # fmt: skip
     """Refuse what is said to be known of the starts and has another shape, and batches that are not one a step."""
     for name, known in given.items():
         shape = starts.shape if name in ("gradient0", "guess0") else starts.shape[:1]
         if known is not None and known.shape != shape:
             found = f"{name} has shape {tuple(known.shape)}"
             raise InvalidInput(explain(found, f"there are {len(starts)} starts", f"Pass shape {tuple(shape)}"))
+    if ceiling is not None and ceiling.shape != (rows,):
+        found = f"ceiling has shape {tuple(ceiling.shape)}"
+        raise InvalidInput(explain(found, f"there are {rows} rows, each with its own", f"Pass shape ({rows},)"))
     if batches is not None and len(batches) != steps:
         raise InvalidInput(
             explain(

@@ -59,6 +59,7 @@ def top_eigenvalues(
     basis: int = BASIS,
     seed: int = 0,
     operator: RowOperator | None = None,
+    above: Tensor | None = None,
 ) -> RowEigenvalues:
     r"""Return the largest algebraic eigenvalue of the Hessian at each row of ``W``.
 
@@ -77,6 +78,8 @@ def top_eigenvalues(
         basis: Vectors kept per row before a restart, at least 8.
         seed: Of the random vector.
         operator: ``stack.products(W)`` where it exists already.
+        above: Levels, shape ``(R,)``. A row leaves as soon as its largest Ritz value exceeds its level: that is a lower
+            bound of the eigenvalue, so whether it exceeds the level is settled, and the bound is returned.
 
     Returns:
         Values, vectors, residuals and what they cost.
@@ -93,34 +96,42 @@ def top_eigenvalues(
         >>> [round(v, 9) for v in found.values.tolist()]  # of 2 x'x / 2 = diag(1, 4)
         [4.0, 4.0, 4.0]
     """
-    if not 0 < tol < 1 or max_products < 1 or basis < 8 or (start is not None and start.shape != W.shape):
+    if not 0 < tol < 1 or max_products < 1 or basis < 8 or _misfit(W, start, above):
         raise InvalidInput(
             explain(
                 f"Got tol={tol}, max_products={max_products}, basis={basis}, start of "
-                f"{None if start is None else tuple(start.shape)} for W of {tuple(W.shape)}",
-                "a residual is relative, a basis holds at least 8 vectors, and each row has its own start",
+                f"{None if start is None else tuple(start.shape)}, above of "
+                f"{None if above is None else tuple(above.shape)} for W of {tuple(W.shape)}",
+                "a residual is relative, a basis holds at least 8 vectors, and each row has its own start and level",
                 "Correct the argument",
             )
         )
     if operator is not None:
-        return _Solve(operator, start, tol, max_products, basis, seed).run()
+        return _Solve(operator, start, tol, max_products, basis, seed, above).run()
     size = stack.rows_that_fit(basis + 8)
     parts = []
     for first in range(0, max(len(W), 1), size):
         rows = slice(first, first + size)
         guess = None if start is None else start[rows]
-        parts.append(_Solve(stack.products(W[rows]), guess, tol, max_products, basis, seed).run())
+        level = None if above is None else above[rows]
+        parts.append(_Solve(stack.products(W[rows]), guess, tol, max_products, basis, seed, level).run())
     fields = ("values", "vectors", "residuals", "products", "converged", "guess")
     return RowEigenvalues(**{name: torch.cat([getattr(part, name) for part in parts]) for name in fields})
+
+
+def _misfit(W: Tensor, start: Tensor | None, above: Tensor | None) -> bool:
+    return (start is not None and start.shape != W.shape) or (above is not None and above.shape != W.shape[:1])
 
 
 class _Solve:
     """All rows of one operator. ``live`` are the rows still at work; bases and matrices hold those alone."""
 
     def __init__(
-        self, operator: RowOperator, start: Tensor | None, tol: float, budget: int, basis: int, seed: int
-    ) -> None:
+        self, operator: RowOperator, start: Tensor | None, tol: float, budget: int, basis: int, seed: int,
+        above: Tensor | None = None,
+    ) -> None:  # fmt: skip
         W = operator.W
+        self.above = torch.full((len(W),), torch.inf).double() if above is None else above.to("cpu", torch.float64)
         self.operator, self.tol, self.budget = operator, tol, budget
         rows, size = W.shape
         self.capacity = min(basis, size)
@@ -162,7 +173,7 @@ class _Solve:
             residuals = beta * coordinates[:, -1, -1].abs()
             limits = self.tol * torch.maximum(values[:, -1].abs(), SMALL * self.norm)
             good = (residuals <= torch.maximum(limits, 4 * self.eps * self.norm)) | (beta == 0) | (j == room)
-            gone = good | (self.products[self.live] >= self.budget)
+            gone = good | (self.products[self.live] >= self.budget) | (values[:, -1] > self.above)
             if bool(gone.any()):
                 rounding = self.eps * self.norm[gone] * self.products[self.live[gone]].sqrt()
                 self._store(gone, good, values, coordinates, torch.maximum(residuals[gone], rounding), j)
@@ -177,9 +188,14 @@ class _Solve:
         basis = self.Q[:, : j + 1]
         total = torch.zeros(len(self.live), j + 1, dtype=product.dtype, device=product.device)
         for _ in range(2):
-            part = torch.bmm(basis, product.unsqueeze(2))
-            product = product - torch.bmm(basis.transpose(1, 2), part).squeeze(2)
-            total += part.squeeze(2)
+            if product.device.type == "cpu":  # bmm is several times slower than its rows where these are vectors
+                parts = [torch.mv(own, one) for own, one in zip(basis, product)]
+                rest = [torch.addmv(one, own.T, part, alpha=-1) for own, one, part in zip(basis, product, parts)]
+                product, part = torch.stack(rest), torch.stack(parts)
+            else:
+                part = torch.bmm(basis, product.unsqueeze(2)).squeeze(2)
+                product = product - torch.bmm(basis.transpose(1, 2), part.unsqueeze(2)).squeeze(2)
+            total += part
         coefficients = total.to("cpu", torch.float64)
         self.T[:, j, : j + 1] = coefficients
         self.T[:, : j + 1, j] = coefficients
@@ -205,7 +221,7 @@ class _Solve:
     def _keep(self, which: Tensor) -> None:
         """Let the other rows go."""
         at = torch.nonzero(which).squeeze(1)
-        self.live, self.T, self.norm = self.live[at], self.T[at], self.norm[at]
+        self.live, self.T, self.norm, self.above = self.live[at], self.T[at], self.norm[at], self.above[at]
         if len(at):
             self.Q = self.Q[at.to(self.Q.device)]
             self.operator = self.operator.select(at)
