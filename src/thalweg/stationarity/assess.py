@@ -66,6 +66,23 @@ def assess(
         >>> assess({"loss": 2 + 0.1 * rng.standard_normal(4000)}).undecided[0].reason.split(". ")[0]
         'The log holds no gradient level'
     """
+    known = history(source, columns)
+    return assess_history(
+        known, window=window, segment=segment, skip=skip, floor=floor, permutations=permutations, seed=seed
+    )
+
+
+def assess_history(
+    known: History,
+    *,
+    window: tuple[int, int] | None = None,
+    segment: int = -1,
+    skip: float = SKIP,
+    floor: float | None = None,
+    permutations: int = 199,
+    seed: int = 0,
+) -> Verdict:
+    """Do what `assess` does with what `thalweg.stationarity.logs.history` has read."""
     if not 0 <= skip < 1 or (floor is not None and not floor > 0) or permutations < 99:
         raise InvalidInput(
             explain(
@@ -74,7 +91,6 @@ def assess(
                 "Correct the argument",
             )
         )
-    known = history(source, columns)
     found = segments(known.loss.steps, known.settings)
     chosen, why = _window(known, found, window, segment, skip)
     if why is not None:
@@ -193,17 +209,27 @@ def _open(loss: Agreement, gradient: Level | None, window: Window, factor: float
         if loss.needed is not None and loss.n > 1:
             each = window.steps / (loss.n - 1)
             more = max(1, math.ceil((loss.needed * each - window.steps) * factor))
-        found.append(Open(loss.why, more))
+        # what to do is said in steps of the run then, and no longer in snapshots of the window
+        why = (
+            loss.why
+            if more is None or loss.test is not None and loss.test.refused is None
+            else _without_remedy(loss.why)
+        )
+        found.append(Open(why, more))
     if gradient is None:
         found.append(Open(objections.no_gradients()))
     elif gradient.probes < objections.PROBES and math.isnan(gradient.unbiased):
         more = None
         if gradient.every is not None:
             more = max(1, math.ceil((objections.PROBES * gradient.every - window.steps) * factor))
-        found.append(Open(gradient.why, more))
+        found.append(Open(gradient.why if more is None else _without_remedy(gradient.why), more))
     elif gradient.state in ("open", "between"):
         found.append(Open(gradient.why, _probes_wanted(gradient, window, factor)))
     return found
+
+
+def _without_remedy(text: str) -> str:
+    return text.rsplit(". ", 1)[0] + "."
 
 
 def _probes_wanted(gradient: Level, window: Window, factor: float) -> int | None:

@@ -17,6 +17,8 @@ from thalweg.stationarity.trend import Trend, trend
 State = Literal["above", "zero", "between", "open"]
 SHARE = 0.05
 """The floor, as a share of the level over the first 1 per cent of training."""
+NEGLIGIBLE = 1e-6
+"""Share of the floor below which a level counts as zero: exact gradients have no error, and never quite vanish."""
 SLOPE = 0.005
 """P-value of a trend that counts."""
 
@@ -26,8 +28,8 @@ class Level:
     """The squared gradient norm over a window.
 
     Attributes:
-        state: ``above`` the floor; ``zero``: the interval holds zero, and lies below the floor; ``between``: above zero
-            and not above the floor; ``open``.
+        state: ``above`` the floor; ``zero``: the interval holds zero, or nearly, and lies below the floor;
+            ``between``: above zero and not above the floor; ``open``.
         why: In a sentence.
         probes: J.
         unbiased: Mean of U.
@@ -159,6 +161,8 @@ def level(
 
 def _against(low: float, high: float, floor: float) -> tuple[State, str]:
     unknown = math.isnan(floor)
+    if not unknown and -NEGLIGIBLE * floor <= low <= high <= NEGLIGIBLE * floor:
+        return "zero", "It is zero to a millionth of the floor."
     if low <= 0 <= high:
         if not unknown and high > floor:
             return (

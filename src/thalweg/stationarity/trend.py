@@ -54,6 +54,7 @@ class Trend:
 def trend(x: Series, t: Series | None = None, *, scale: Literal["auto", "log", "linear"] = "auto") -> Trend:
     r"""Return the slope of ``log x`` against ``log t`` (or of ``x`` against ``t``), with a HAC error.
 
+    The variance of the slope is ``\Omega / \sum (T - mean T)^2``: the regressor is smooth, so that only slow parts of
     the residuals count. ``\Omega``, their long-run variance, is the mean of B squared cosine transforms, without the
     two slowest, which the line has taken most of; ``t`` then has Student's distribution with B degrees of freedom
     (equal-weighted cosines: Lazarus, Lewis, Stock and Watson 2018). B is ``0.4 n^{2/3}``, but at most a quarter of the
@@ -104,8 +105,16 @@ def trend(x: Series, t: Series | None = None, *, scale: Literal["auto", "log", "
     return line(values, times, "linear" if not logarithms else "power" if narrow else "log")
 
 
-def line(values: Floats, times: Floats, scale: Scale = "linear") -> Trend:
-    """Fit the line through values that are finite and not constant; see `trend`."""
+def line(values: Floats, times: Floats, scale: Scale = "linear", *, degree: int = 1) -> Trend:
+    """Fit the line through values that are finite and not constant; see `trend`.
+
+    Args:
+        values: Shape ``(n,)``.
+        times: Shape ``(n,)``.
+        scale: What to call it.
+        degree: Of the polynomial that is taken off before the error is estimated, so that a bend does not count as
+            noise.
+    """
     n = len(values)
     centred = times - times.mean()
     total = float(centred @ centred)
@@ -113,9 +122,14 @@ def line(values: Floats, times: Floats, scale: Scale = "linear") -> Trend:
     residuals = values - values.mean() - slope * centred
     if is_constant(residuals + values.mean()):
         return Trend(slope, 0.0, math.copysign(math.inf, slope), 0.0, n - 2, float(n), scale, n)
+    if degree > 1:
+        basis = np.polynomial.chebyshev.chebvander(np.interp(times, times[[0, -1]], [-1.0, 1.0]), degree)
+        residuals = values - basis @ np.linalg.lstsq(basis, values, rcond=None)[0]
+        if is_constant(residuals + values.mean()):
+            return Trend(slope, 0.0, math.copysign(math.inf, slope), 0.0, n - 1 - degree, float(n), scale, n)
     ess = n / float(summed(autocorrelation(residuals)))
     freedom = cosines(n, ess)
-    error = math.sqrt(long_run_variance(residuals, freedom, skip=2) / total)
+    error = math.sqrt(long_run_variance(residuals, freedom, skip=1 + degree) / total)
     score = slope / error if error > 0 else math.copysign(math.inf, slope)
     return Trend(slope, error, score, 2 * float(stdtr(freedom, -abs(score))), freedom, ess, scale, n)
 

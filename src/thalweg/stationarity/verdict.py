@@ -139,7 +139,7 @@ class Verdict:
 
 
 def _said(found: Open) -> str:
-    more = "" if found.more_steps is None else f" About {found.more_steps:,} steps more would decide it."
+    more = "" if found.more_steps is None else f" At least about {found.more_steps:,} more steps would decide it."
     return found.reason + more
 
 
