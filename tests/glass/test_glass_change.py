@@ -61,6 +61,7 @@ def kinks(rate, samples, seed=0, sign=False):
     return Problem(Kinks(), lambda out, y: (out + 0 * y).mean(), (data, torch.zeros(samples, dtype=torch.float64)))
 
 
+@pytest.mark.slow
 def test_one_weight_with_random_kinks_obeys_the_law():
     """Density lambda E[J^2] = rate, and E|X| = c sqrt(rho) t^1.5, which the Hessian calls zero."""
     rate, count = 400, 300
