@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -108,8 +109,8 @@ class Draws:
                 )
             )
         wide = [g.to(torch.promote_types(g.dtype, torch.float32)) for g in grads]
-        finite = torch.stack([torch.isfinite(g).all() for g in wide]).all() & torch.isfinite(value)
-        if not bool(finite):
+        largest = torch.stack([*torch._foreach_norm(wide, ord=math.inf), value.to(wide[0])])
+        if not bool(torch.isfinite(largest).all()):
             loss = float(value)
             what = (
                 f"The loss is {loss}" if loss - loss != 0 else f"The loss is {loss:.6g}, and its gradient not finite,"
