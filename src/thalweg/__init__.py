@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from thalweg import errors as errors
+    from thalweg import glass as glass
     from thalweg import optim as optim
     from thalweg import phases as phases
     from thalweg import rules as rules
@@ -101,7 +102,7 @@ _HOME = {
     "trajectory_map": "trajectories",
     "write_report": "report",
 }
-_MODULES = ("errors", "optim", "phases", "rules", "sweeps")
+_MODULES = ("errors", "glass", "optim", "phases", "rules", "sweeps")
 
 __all__ = ["__version__", *sorted([*_HOME, *_MODULES])]  # pyright: ignore
 

@@ -21,6 +21,7 @@ COMMANDS = {
     "phase": "Find the phases of early training over depth, width and learning rate",
     "regimes": "Cut a run, or a log from elsewhere, into the regimes of training, with evidence",
     "lr": "Say how large the first step may be, whether a warm-up is due, and how far divergence is",
+    "glass": "Measure the curvature of kinks, which no Hessian sees, by layer and step length",
     "sweep": "Show how far a sweep is, or merge sweeps of several machines",
     "report": "Write the one-page report of a run",
     "doctor": "Check which numbers can be trusted on this machine and model",
@@ -49,6 +50,7 @@ examples:
   thalweg phase --depths 4 8 --widths 64 128    the phase diagram of a network: critical learning rates by depth, width
   thalweg regimes log.csv --rule adam           where a run went through transient, sharpening, edge of stability
   thalweg lr --model.depth 8 --rule.lr 0.5      the largest stable first step of a model
+  thalweg glass runs/adam                       which curvature matters in which layers: kinks or the Hessian
   thalweg report runs/adam --open               write the page again, and look at it
 
 exit codes: 0 done, 1 the run failed, 2 wrong input, 130 stopped with Ctrl-C
