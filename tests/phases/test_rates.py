@@ -84,6 +84,21 @@ def test_what_a_warm_up_saves():
     assert first_step(problem, rules.GradientDescent(lr=1.0)).saved is None
 
 
+def test_a_warm_up_does_not_start_where_short_runs_diverge():
+    """Below ``2 g'g / g'Hg`` the first step descends, but beyond ``2 / lambda`` the sharpest direction grows."""
+    weights = torch.tensor([[0.05, 3.0]], dtype=torch.float64)
+    model = nn.Linear(2, 1, bias=False).double()
+    with torch.no_grad():
+        model.weight.copy_(weights)
+    x = torch.tensor([[10.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
+    problem = Problem(model, nn.MSELoss(), (x, torch.zeros(2, 1, dtype=torch.float64)))  # curvatures 100 and 1
+    report = first_step(problem, rules.GradientDescent(lr=1.0), steps=60)
+    assert report.divergence < report.learning_rate
+    assert report.start == report.divergence_bracket[0]
+    assert report.saved_share == report.start
+    assert f"start at {report.start:.4g}, not at the critical" in report.describe()
+
+
 def test_rules_and_optimizers_see_the_same():
     for rule, kind, settings in (
         (rules.GradientDescent(lr=0.01), torch.optim.SGD, {}),

@@ -93,7 +93,10 @@ class CriticalRate:
         figure.add_hline(y=0, line_dash="dot")
         for rate, name in ((self.learning_rate, "critical"), (self.target, "target")):
             if rate is not None and 0 < rate < math.inf:
-                figure.add_vline(x=rate, line_dash="dash", annotation_text=name)
+                figure.add_vline(x=rate, line_dash="dash")
+                # on a logarithmic axis an annotation is placed by the logarithm, a line by the value
+                where = {"x": math.log10(rate), "y": 1, "yref": "paper", "yanchor": "bottom"}
+                figure.add_annotation(**where, text=name, showarrow=False)
         return figure.update_layout(
             title=f"Critical learning rate {self.learning_rate:.4g}, {self.evaluations} forward passes",
             xaxis={"title": "learning rate", "type": "log"},

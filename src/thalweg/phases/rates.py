@@ -119,13 +119,16 @@ class LearningRateReport:
 
     @property
     def start(self) -> float | None:
-        """Where to start a warm-up: ``eta_c``, or the target if that is lower; None without a target."""
-        return None if self.target is None else min(self.learning_rate, self.target)
+        """Where to start a warm-up: ``eta_c``, or the target or where short runs stay, if lower; None without one."""
+        if self.target is None:
+            return None
+        stays = self.divergence_bracket[0] if self.divergence < self.learning_rate else math.inf
+        return min(self.learning_rate, self.target, stays)
 
     @property
     def saved_share(self) -> float | None:
-        """Share of the ordinary ramp's steps that starting at ``eta_c`` saves; None without a target."""
-        return None if self.target is None else min(1.0, self.learning_rate / self.target)
+        """Share of the ordinary ramp's steps that beginning at ``start`` saves; None without a target."""
+        return None if self.target is None or self.start is None else min(1.0, self.start / self.target)
 
     @property
     def saved(self) -> float | None:
@@ -169,7 +172,14 @@ class LearningRateReport:
         }
         for name, rate in marks.items():
             if rate is not None and 0 < rate < math.inf:
-                figure.add_vline(x=rate, line_dash="dash", annotation_text=name, annotation_textangle=-90)
+                figure.add_vline(x=rate, line_dash="dash")
+                # on a logarithmic axis an annotation is placed by the logarithm, a line by the value
+                # what is predicted stands at the foot, as it may lie beside what was measured
+                high = name not in ("kappa / sharpness", "quadratic")
+                where = {"x": math.log10(rate), "y": int(high), "yref": "paper", "xanchor": "right"}
+                figure.add_annotation(
+                    **where, yanchor="top" if high else "bottom", text=name, textangle=-90, showarrow=False
+                )
         return figure.update_layout(
             title=f"The first step at learning rates up to divergence, {self.name}",
             xaxis={"title": "learning rate", "type": "log"},

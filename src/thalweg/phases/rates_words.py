@@ -93,6 +93,11 @@ def _warmup(r: LearningRateReport) -> str:
         return f"{words}{far}."
     if r.stop is RateStop.RISES_AT_START:
         return "Where to start a warm-up cannot be said."
+    if r.divergence < r.learning_rate:
+        return (
+            f"A target of {r.target:.4g} diverges from here and needs a warm-up: start at {r.start:.4g}, not at "
+            "the critical learning rate: there the first step descends, but those after it do not."
+        )
     share = r.saved_share or 0.0
     start = f"start at {r.learning_rate:.4g}, to be at the target {share:.1%} sooner than a ramp from zero"
     if r.saved is not None:

@@ -60,7 +60,12 @@ class Saturation:
         if all(np.isfinite(self.interval)):
             figure.add_vrect(*self.interval, opacity=0.2, line_width=0, fillcolor="grey")
         if not self.refusal:
-            figure.add_vline(x=self.c_crit, annotation_text=f"c_crit {self.c_crit:.3g}")
+            figure.add_vline(x=self.c_crit, line={"dash": "dash", "width": 1.5})
+            # on a logarithmic axis an annotation is placed by the logarithm, a line by the value
+            figure.add_annotation(
+                x=np.log10(self.c_crit), y=1, yref="paper", yanchor="bottom", showarrow=False,
+                text=f"c_crit {self.c_crit:.3g}",
+            )  # fmt: skip
         figure.update_xaxes(type="log", dtick=np.log10(2), title="c = learning rate x sharpness at initialisation")
         return figure.update_yaxes(title="sharpness over that at initialisation").update_layout(
             title=f"Saturation{': ' + self.refusal if self.refusal else ''}"
