@@ -40,7 +40,7 @@ def test_a_step_of_a_run_is_measured_as_in_python(folder, capsys):
     assert main([f"{folder}@6", "--batches", "4", "--sigma", "1e-3"]) == 0
     out = capsys.readouterr().out
     assert "the curvature that matters is" in out
-    assert "with mean" in out
+    assert "mean too" in out
     data = read_analysis(folder / "analyses" / "glass-6.nc", "glass")
     run = open_run(folder)
     problem = build_problem(from_dict(run.manifest.config, "here"))

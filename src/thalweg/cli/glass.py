@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from thalweg.glass.table import GlassRow
 
 
+TINY = 1e-300
 WORDS = ("layer", "power says", "matters")
 """Columns of the table that hold words."""
 
@@ -143,7 +144,7 @@ def _show(glass: Glass, console: Console) -> None:
     if change is None:
         return
     table = Table(box=None, pad_edge=False)
-    for head in ("updates", "loss change", "Hessian model", "deviation", "glass", "with mean", "bound"):
+    for head in ("updates", "change", "Hessian", "deviation", "glass", "mean too", "bound"):
         table.add_column(head, justify="right", no_wrap=True)
     e, m = change.expected, change.measured
     for i, t in enumerate(e.lengths):
@@ -151,8 +152,8 @@ def _show(glass: Glass, console: Console) -> None:
             f"{t:g}",
             f"{m.change[i]:+.2e}",
             f"{e.linear[i] + e.hessian[i]:+.2e}",
-            f"{change.size[i]:.1e}±{change.size_error[i]:.0e}",
-            f"{e.glass[i]:.1e}±{e.glass_error[i]:.0e}" if e.glassy else "none",
+            f"{change.size[i]:.1e} ± {change.size_error[i] / max(change.size[i], TINY):.0%}",
+            f"{e.glass[i]:.1e} ± {e.glass_error[i] / e.glass[i]:.0%}" if e.glassy and e.glass[i] else "none",
             f"{e.deviation[i]:.1e}" if e.glassy else "none",
             f"{e.jensen[i]:.1e}" if e.glassy else "none",
         )
