@@ -35,6 +35,8 @@ SEE_MEAN = (
     "The mean loss over ever longer stretches of the window, with two standard errors. A mean that has a limit stops "
     "moving, and none need exist."
 )
+WORDY = 'style="white-space:normal;text-align:left"'
+"""Cells of words, where tables elsewhere hold numbers."""
 KINDS = {
     "invariant regime": "accent",
     "stationary point": "good",
@@ -112,11 +114,11 @@ def evidence_table(verdict: Verdict) -> str:
     if not verdict.evidence:
         return ""
     body = "".join(
-        f'<tr><th scope="row">{html.escape(row.name)}</th><td>{html.escape(row.value)}</td>'
-        f"<td>{html.escape(row.says)}</td></tr>"
+        f'<tr><th scope="row">{html.escape(row.name)}</th><td {WORDY}>{html.escape(row.value)}</td>'
+        f"<td {WORDY}>{html.escape(row.says)}</td></tr>"
         for row in verdict.evidence
     )
-    heads = "".join(f'<th scope="col">{text}</th>' for text in ("evidence", "value", "says"))
+    heads = "".join(f'<th scope="col" {WORDY}>{text}</th>' for text in ("evidence", "value", "says"))
     window = f", {verdict.window}" if verdict.window is not None else ""
     return (
         f'<div class="numbers"><table><caption>{html.escape(f"What the verdict is made of{window}")}</caption>'

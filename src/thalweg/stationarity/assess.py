@@ -212,7 +212,7 @@ def _open(loss: Agreement, gradient: Level | None, window: Window, factor: float
         # what to do is said in steps of the run then, and no longer in snapshots of the window
         why = (
             loss.why
-            if more is None or loss.test is not None and loss.test.refused is None
+            if more is None or (loss.test is not None and loss.test.refused is None)
             else _without_remedy(loss.why)
         )
         found.append(Open(why, more))

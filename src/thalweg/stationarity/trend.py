@@ -14,6 +14,8 @@ from thalweg.errors import InvalidInput, explain
 from thalweg.stationarity.autocorrelation import Floats, Series, as_series, autocorrelation, is_constant, one, summed
 
 Scale = Literal["power", "log", "linear"]
+MOST = 24
+"""Cosines at most: fast noise must not outnumber the slow wandering of weights that a trend is to be told from."""
 WIDE = 8.0
 """Last time over first up to which a window has logarithms of time; beyond, its first few values would decide."""
 
@@ -58,7 +60,7 @@ def trend(x: Series, t: Series | None = None, *, scale: Literal["auto", "log", "
     the residuals count. ``\Omega``, their long-run variance, is the mean of B squared cosine transforms, without the
     two slowest, which the line has taken most of; ``t`` then has Student's distribution with B degrees of freedom
     (equal-weighted cosines: Lazarus, Lewis, Stock and Watson 2018). B is ``0.4 n^{2/3}``, but at most a quarter of the
-    effective samples, and at least 4.
+    effective samples or 24, and at least 4.
 
     Args:
         x: Shape ``(n,)``, n at least 8.
@@ -139,9 +141,9 @@ def cosines(n: int, ess: float) -> int:
 
     Example:
         >>> cosines(1000, 1000.0), cosines(1000, 60.0), cosines(30, 30.0)
-        (40, 15, 4)
+        (24, 15, 4)
     """
-    return max(4, min(int(0.4 * n ** (2 / 3) + 1e-9), int(ess / 4)))
+    return max(4, min(int(0.4 * n ** (2 / 3) + 1e-9), int(ess / 4), MOST))
 
 
 def long_run_variance(z: Floats, freedom: int, skip: int = 0) -> float:

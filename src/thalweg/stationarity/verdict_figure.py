@@ -206,5 +206,8 @@ def _line(figure: go.Figure, axis: str, at: float) -> None:
 def _finish(figure: go.Figure, x: str, y: str, *, log: bool = False) -> go.Figure:
     figure.update_xaxes(title=x)
     return figure.update_yaxes(title=y, type="log" if log else "linear", exponentformat="power").update_layout(
-        showlegend=True, legend={"orientation": "h", "y": 1.12}
+        showlegend=True,
+        height=320,
+        margin={"l": 60, "r": 20, "t": 30, "b": 45},
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"},
     )
