@@ -176,13 +176,11 @@ def _bisect(book: Book, last: int, points: int, probes: int, near: int) -> _Turn
     )
     loss = first_true(
         book.loss_rose,
-        [two if turn.high is None else _below(turn) for turn in step],  # the first step may never raise the loss
+        [_below(turn) for turn in step],
         lowest=0,
         highest=[last if turn.high is None else turn.high for turn in step],
-        known=[{} if turn.high is None else {turn.high: True} for turn in step],
-        stride=max(1, octave // 2),
+        known=_rises(book, [turn.high for turn in step], range(min(two, last), last + 1, max(1, octave // 2))),
         probes=probes,
-        growth=1,
     )
     book.train([(i, k) for i, turn in enumerate(loss) for k in range(_below(turn), min(_below(turn) + near, last) + 1)])
     known = [_divergences(book, i) for i in seeds]
@@ -237,6 +235,16 @@ def _below(turn: Turn) -> int:
 def _both(first: list[Turn], then: list[Turn]) -> list[Turn]:
     """The second search's answers; a doubt of either is one of both."""
     return [Turn(b.low, b.high, a.fallback or b.fallback, a.asked + b.asked) for a, b in zip(first, then)]
+
+
+def _rises(book: Book, highs: list[int | None], lattice: range) -> list[dict[int, bool]]:
+    """Where the loss is known to rise: where the first step says, and if it never does, up to a first on a lattice."""
+    found: list[dict[int, bool]] = [{} if high is None else {high: True} for high in highs]
+    points = [(i, k) for i, high in enumerate(highs) if high is None for k in lattice]
+    for (i, k), yes in zip(points, book.loss_rose(points)):
+        if not any(found[i].values()):
+            found[i][k] = yes
+    return found
 
 
 def _divergences(book: Book, seed: int) -> dict[int, bool]:

@@ -124,7 +124,7 @@ def _misfit(W: Tensor, start: Tensor | None, above: Tensor | None) -> bool:
 
 
 class _Solve:
-    """All rows of one operator. ``live`` are the rows still at work; bases and matrices hold those alone."""
+    """All rows of one operator. ``live`` are the rows still at work, and ``slots`` where their bases lie in ``Q``."""
 
     def __init__(
         self, operator: RowOperator, start: Tensor | None, tol: float, budget: int, basis: int, seed: int,
@@ -141,7 +141,7 @@ class _Solve:
         self.products = torch.zeros(rows, dtype=torch.int64)
         self.converged = torch.zeros(rows, dtype=torch.bool)
         self.vectors, self.guess = torch.zeros_like(W), torch.zeros_like(W)
-        self.live = torch.arange(rows)
+        self.live, self.slots = torch.arange(rows), torch.arange(rows)
         self.Q = torch.empty(rows, self.capacity + 1, size, dtype=W.dtype, device=W.device)
         self.T = torch.zeros(rows, self.capacity, self.capacity, dtype=torch.float64)
         self.norm = torch.zeros(rows, dtype=torch.float64)
@@ -157,7 +157,7 @@ class _Solve:
         """Expand, look, and let rows go until none is left."""
         j, room = 0, self.Q.shape[2]
         while len(self.live):
-            product = self.operator.matvec(self.Q[:, j])
+            product = self.operator.matvec(self.Q[self.slots.to(self.Q.device), j])
             self.products[self.live] += 1
             lengths = product.norm(dim=1)
             finite = torch.isfinite(lengths)
@@ -185,14 +185,15 @@ class _Solve:
 
     def _append(self, product: Tensor, lengths: Tensor, j: int) -> Tensor:
         """Take in ``H q_j``; return the length of what is new in it, zero where that is rounding."""
-        basis = self.Q[:, : j + 1]
+        bases = [self.Q[slot, : j + 1] for slot in self.slots.tolist()]
         total = torch.zeros(len(self.live), j + 1, dtype=product.dtype, device=product.device)
         for _ in range(2):
             if product.device.type == "cpu":  # bmm is several times slower than its rows where these are vectors
-                parts = [torch.mv(own, one) for own, one in zip(basis, product)]
-                rest = [torch.addmv(one, own.T, part, alpha=-1) for own, one, part in zip(basis, product, parts)]
+                parts = [torch.mv(own, one) for own, one in zip(bases, product)]
+                rest = [torch.addmv(one, own.T, part, alpha=-1) for own, one, part in zip(bases, product, parts)]
                 product, part = torch.stack(rest), torch.stack(parts)
             else:
+                basis = self.Q[:, : j + 1]
                 part = torch.bmm(basis, product.unsqueeze(2)).squeeze(2)
                 product = product - torch.bmm(basis.transpose(1, 2), part.unsqueeze(2)).squeeze(2)
             total += part
@@ -200,7 +201,7 @@ class _Solve:
         self.T[:, j, : j + 1] = coefficients
         self.T[:, : j + 1, j] = coefficients
         beta = product.norm(dim=1)
-        self.Q[:, j + 1] = product / torch.where(beta > 0, beta, 1.0).unsqueeze(1)
+        self.Q[self.slots.to(self.Q.device), j + 1] = product / torch.where(beta > 0, beta, 1.0).unsqueeze(1)
         found = beta.to("cpu", torch.float64)
         scale = torch.maximum(self.norm, lengths.to("cpu", torch.float64))
         return torch.where(found <= 10 * self.eps * scale, 0.0, found)
@@ -214,7 +215,7 @@ class _Solve:
         self.converged[rows] = good[gone]
         count = min(len(SHARES), j)
         leading = coordinates[gone][:, :, -count:].flip(2).transpose(1, 2).to(self.Q)
-        ritz = torch.bmm(leading, self.Q[gone.to(self.Q.device), :j])
+        ritz = torch.stack([own @ self.Q[slot, :j] for own, slot in zip(leading, self.slots[gone].tolist())])
         self.vectors[rows] = ritz[:, 0] / ritz[:, 0].norm(dim=1, keepdim=True)
         self.guess[rows] = torch.einsum("i,rip->rp", torch.tensor(SHARES[:count]).to(ritz), ritz)
 
@@ -223,16 +224,20 @@ class _Solve:
         at = torch.nonzero(which).squeeze(1)
         self.live, self.T, self.norm, self.above = self.live[at], self.T[at], self.norm[at], self.above[at]
         if len(at):
-            self.Q = self.Q[at.to(self.Q.device)]
+            if self.Q.device.type == "cpu":  # where a copy of the bases costs as much as a product
+                self.slots = self.slots[at]
+            else:
+                self.Q, self.slots = self.Q[at.to(self.Q.device)], torch.arange(len(at))
             self.operator = self.operator.select(at)
 
     def _restart(self, values: Tensor, coordinates: Tensor) -> int:
         """Keep the leading Ritz vectors and the newest direction; return how many."""
         kept = min(KEPT, self.capacity - 2)
         change = coordinates[:, :, -kept:].transpose(1, 2).to(self.Q)
-        newest = self.Q[:, self.capacity].clone()
-        self.Q[:, :kept] = torch.bmm(change, self.Q[:, : self.capacity])
-        self.Q[:, kept] = newest
+        for own, slot in zip(change, self.slots.tolist()):
+            newest = self.Q[slot, self.capacity].clone()
+            self.Q[slot, :kept] = own @ self.Q[slot, : self.capacity]
+            self.Q[slot, kept] = newest
         self.T.zero_()
         self.T.diagonal(dim1=1, dim2=2)[:, :kept] = values[:, -kept:]
         return kept

@@ -155,14 +155,20 @@ def _linear(module: Any, signal: Signal, tensor: Lookup) -> Signal:
     assert W is not None
     scale = getattr(module, "weight_scale", 1.0)
     W = W if scale == 1 else W * scale
-    x = signal.x.expand(signal.rows, *signal.x.shape) if signal.shared else signal.x
-    if x.ndim != 3:
+    x = signal.x
+    if x.ndim != 3 - signal.shared:
         raise InvalidInput(
             explain(
-                f"A linear layer got an input of {x.ndim - 1} dimensions", "a row of features is expected", "Flatten it"
+                f"A linear layer got an input of {x.ndim - 1 + signal.shared} dimensions",
+                "a row of features is expected",
+                "Flatten it",
             )
         )
-    out = torch.bmm(x, W.mT) if bias is None else torch.baddbmm(bias.unsqueeze(1), x, W.mT)
+    if signal.rows == 1:  # a batch of one is slower than a plain product
+        out = F.linear(x if signal.shared else x[0], W[0], None if bias is None else bias[0]).unsqueeze(0)
+    else:
+        x = x.expand(signal.rows, *x.shape) if signal.shared else x
+        out = torch.bmm(x, W.mT) if bias is None else torch.baddbmm(bias.unsqueeze(1), x, W.mT)
     outer = getattr(module, "output_scale", 1.0)
     return Signal(out if outer == 1 else out * outer, signal.rows, False)
 

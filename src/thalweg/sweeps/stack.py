@@ -21,6 +21,9 @@ Way = Literal["auto", "mlp", "cnn", "vmap", "loop"]
 CACHED = 1 << 25
 """Bytes of graph that are worked on at a time on the CPU: beyond its caches, more rows at once cost more each."""
 
+FILLED = 2e7
+"""Operations of a layer's product that fill a CPU core: from there on a stack of rows is slower than one by one."""
+
 
 class Stack:
     r"""Many points of one problem, ``W`` of shape ``(R, P)``: losses ``L(W_r)``, gradients and products ``H(W_r) v_r``.
@@ -211,9 +214,16 @@ class Stack:
 
     @property
     def rows_at_once(self) -> int:
-        """How many rows are evaluated together: what the budget holds, and on the CPU its caches."""
+        """How many rows are evaluated together: what the budget holds; on a CPU its caches, or one that fills it."""
+        if self.problem.device.type == "cpu" and self.method == "mlp" and self._operations() > FILLED:
+            return 1
         allowed = self.budget if self.problem.device.type != "cpu" else min(self.budget, CACHED)
         return max(allowed // (2 * max(self.graph_bytes, 1)), 1)
+
+    def _operations(self) -> float:
+        """Of the matrix product of a layer on the first batch, for one row, on average over layers."""
+        layers = [size for size, shape in zip(self.problem.layout.sizes, self.problem.layout.shapes) if len(shape) == 2]
+        return 2.0 * sum(layers) / max(len(layers), 1) * len(tensors_in(self._batches[0][0])[0])
 
     def _mean(self, leaves: Sequence[Tensor]) -> Tensor:
         with no_autocast(self.problem.device):
