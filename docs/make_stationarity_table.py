@@ -1,6 +1,7 @@
-"""Fill in the table of docs/stationarity.md: eight processes whose truth is known, and what the verdict says of them.
+"""Fill in the tables of docs/stationarity.md: processes whose truth is known, and two networks with BatchNorm.
 
-python docs/make_stationarity_table.py [seeds]
+python docs/make_stationarity_table.py             both tables, a minute
+python docs/make_stationarity_table.py networks    the second one only
 """
 
 import sys
@@ -12,9 +13,10 @@ import numpy as np
 from scipy.signal import lfilter
 
 from thalweg.stationarity.assess import assess
+from thalweg.stationarity.verdict import Verdict
 
 PAGE = Path(__file__).parent / "stationarity.md"
-BEGIN, END = "<!-- processes: begin -->", "<!-- processes: end -->"
+MARKS = "<!-- {}: begin -->", "<!-- {}: end -->"
 STEPS, EVERY, FLOOR = 6000, 30, 0.05
 SETTLED = "invariant regime"
 
@@ -81,10 +83,60 @@ def table(found: dict[str, Counter[str]]) -> str:
     return "\n".join(rows)
 
 
+def networks() -> str:
+    """Return the table of the two networks with BatchNorm, out of their stored columns."""
+    sys.path.append(str(PAGE.parent.parent / "tests" / "stationarity"))
+    from make_batchnorm_runs import load
+
+    runs = {name: (columns, assess(columns)) for name, columns in load().items()}
+    verdicts = [verdict for _, verdict in runs.values()]
+    rows = [
+        ("verdict", [verdict.kind for verdict in verdicts]),
+        ("loss: mean, tau, split R-hat", [_loss(verdict) for verdict in verdicts]),
+        ("U: mean, interval", [_level(verdict) for verdict in verdicts]),
+        ("trend of U", [f"slope {v.level.trend.slope:+.2f}, p = {v.level.trend.p:.2g}" for v in verdicts]),
+        ("A, same probes", [f"{verdict.level.biased:.3g}" for verdict in verdicts]),
+        ("floor", [f"{verdict.level.floor:.2g}" for verdict in verdicts]),
+        ("U in eval mode", [f"{verdict.level.evaluated:.2g}" for verdict in verdicts]),
+        ("norm of the weights: start, window", [_norms(*run) for run in runs.values()]),
+        ("weight sketch", [_sketch(verdict) for verdict in verdicts]),
+    ]
+    lines = [f"| | {' | '.join(runs)} |", "|---|---|---|"]
+    return "\n".join(lines + [f"| {name} | {' | '.join(cells)} |" for name, cells in rows])
+
+
+def _loss(verdict: Verdict) -> str:
+    return f"{verdict.loss.mean.value:.3f}, {verdict.loss.tau:.0f} steps, {verdict.loss.rhat.worst:.3f}"
+
+
+def _level(verdict: Verdict) -> str:
+    low, high = verdict.level.interval
+    return f"{verdict.level.unbiased:.2g}, {low:.2g} to {high:.2g}"
+
+
+def _norms(columns: dict[str, np.ndarray], verdict: Verdict) -> str:
+    norms = columns["weight_norm"]
+    inside = norms[verdict.window.start :]
+    inside = inside[~np.isnan(inside)]
+    return f"{norms[0]:.1f}, {inside[0]:.1f} to {inside[-1]:.1f}"
+
+
+def _sketch(verdict: Verdict) -> str:
+    found = verdict.observables["weight_sketch"]
+    return f"{found.state}: {found.n} snapshots worth {found.ess:.0f}"
+
+
+def filled_in(text: str, key: str, content: str) -> str:
+    """Return a page with new content between two marks."""
+    begin, end = (mark.format(key) for mark in MARKS)
+    before, rest = text.split(begin)
+    _, after = rest.split(end)
+    return f"{before}{begin}\n{content}\n{end}{after}"
+
+
 if __name__ == "__main__":
-    found = counts(int(sys.argv[1]) if len(sys.argv) > 1 else 200)
-    text = PAGE.read_text() if PAGE.exists() else f"{BEGIN}\n{END}\n"
-    before, rest = text.split(BEGIN)
-    _, after = rest.split(END)
-    PAGE.write_text(f"{before}{BEGIN}\n{table(found)}\n{END}{after}")
-    print(table(found))
+    page = filled_in(PAGE.read_text(), "batchnorm", networks())
+    if sys.argv[1:] != ["networks"]:
+        page = filled_in(page, "processes", table(counts(200)))
+    PAGE.write_text(page)
+    print(page)
