@@ -29,6 +29,7 @@ from thalweg.optim.alice_settings import (
     warm_steps,
 )
 from thalweg.optim.alice_state import Held, Signs, prepare
+from thalweg.optim.alice_trust import begin, bounded, check_whole
 
 
 class Alice(Optimizer):
@@ -59,7 +60,7 @@ class Alice(Optimizer):
         omega: How far the look-ahead point lies, in steps.
         limit_method: Bounds in units of "adam": ``|g|/(s^(1/2) + eps)``, "sgdm": ``|g|``, "fixed": 1.
         lr_min: Lower bound.
-        lr_max: Upper bound; None: twice the group's lr.
+        lr_max: Upper bound; None: twice the group's lr, or 200 times with ``trust``.
         scale_bounds_with_lr: Whether the bounds keep their ratio to lr when that changes.
         hess_comp: Curvature "abs": mean of ``|h|``, "rms", "zero": none; beyond the paper "hutchinson": ``|mean z h|``,
             and "rms_deleaked": rms less what glass adds to it.
@@ -70,6 +71,8 @@ class Alice(Optimizer):
         sample_every: Instead of ``quick_steps + 1``.
         weight_decay: Decoupled: the centre shrinks by ``lr * weight_decay`` a step.
         glass_bound: "gaussian" (3/(4 pi)) or "jensen" (3/8, no assumption on the distribution of the jumps).
+        trust: Whether the upper bound is set by how well the model foretold the loss change of the last steps: it
+            starts at twice the lr, and opens up to ``lr_max`` or closes. See `alice_trust`.
         count_samples: Whether the averages of curvature count samples rather than batches while they warm up.
         move: False only measures: the averages are kept, nothing moves.
         maximize: Ascend.
@@ -123,6 +126,7 @@ class Alice(Optimizer):
         sample_every: int | None = None,
         weight_decay: float = 0.0,
         glass_bound: str = "gaussian",
+        trust: bool = False,
         count_samples: bool = False,
         move: bool = True,
         maximize: bool = False,
@@ -145,6 +149,8 @@ class Alice(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take up a pickled or deep-copied optimizer, whose batch in progress is not kept."""
         super().__setstate__(state)
+        for group in self.param_groups:
+            group.setdefault("trust", False)
         self.model, self.signs = self.__dict__.get("model"), self.__dict__.get("signs")
         self._batch, self._observed, self._due = {}, None, -1
 
@@ -159,7 +165,11 @@ class Alice(Optimizer):
         try:
             for parameter in group["params"]:
                 check_parameter(parameter)
+                if group["trust"]:
+                    check_whole(parameter)
             check(group)
+            if group["trust"]:
+                begin(group)
         except InvalidInput:
             self.param_groups.pop()
             raise
@@ -286,7 +296,8 @@ class Alice(Optimizer):
         step = state["step"]
         count: float | Tensor = step + ahead if group["capturable"] else step.item() + ahead
         samples = state["samples"] + ahead if group["count_samples"] else None
-        return coefficients(group, count, samples)
+        k = coefficients(group, count, samples)
+        return bounded(k, group) if group["trust"] else k
 
     def _sampling(self, group: dict[str, Any]) -> bool:
         """Whether curvature is due: while the group, or one of its parameters, warms up, and every so many batches."""

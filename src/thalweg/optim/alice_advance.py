@@ -15,6 +15,7 @@ from thalweg.optim.alice_foreach import advance_all
 from thalweg.optim.alice_layout import local, same_layout
 from thalweg.optim.alice_settings import Coefficients, check_gradient, phi_of
 from thalweg.optim.alice_state import AVERAGES, Held, cut, prepare
+from thalweg.optim.alice_trust import foresee, judge
 
 if TYPE_CHECKING:
     from thalweg.optim.alice import Alice
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 def advance_groups(optimizer: Alice, batch: Mapping[Tensor, Held]) -> None:
     """Step every parameter that has a gradient, by the way its group asks for, and count the batch."""
+    took: list[tuple[Piece, Coefficients]] = []
+    judge(optimizer.param_groups, batch)
     for group in optimizer.param_groups:
         members = [batch[p] for p in group["params"] if p in batch and p.grad is not None]
         foreach = group["foreach"]
@@ -33,8 +36,10 @@ def advance_groups(optimizer: Alice, batch: Mapping[Tensor, Held]) -> None:
         for held in members:
             state = held.state = prepare(held.parameter, group, optimizer.state[held.parameter])
             k, piece = optimizer.coefficients_of(group, state), held.piece()
+            if group["trust"]:
+                took.append((piece, k))
             if foreach:
-                key = (piece.parameter.device, piece.parameter.dtype, state["step"].item(), state["samples"])
+                key = (piece.parameter.device, piece.parameter.dtype, state["step"].item(), state["samples"], k.upper)
                 together.setdefault(key, (k, []))[1].append(piece)
             elif group["compiled"]:
                 advance_compiled(piece, k)
@@ -48,6 +53,7 @@ def advance_groups(optimizer: Alice, batch: Mapping[Tensor, Held]) -> None:
         for k, pieces in together.values():
             advance_all(pieces, k)
         group["batches"] += 1
+    foresee(optimizer.param_groups, took)
 
 
 def without_points(optimizer: Alice) -> None:

@@ -124,7 +124,7 @@ def find(piece: Piece, k: Coefficients, scratch: Tensor) -> None:
 
 def denominator(piece: Piece, k: Coefficients) -> Tensor:
     """Return ``alpha + h + (alpha (alpha + 2h))^(1/2) + eps``, a tensor of its own."""
-    h = _used(piece, k)
+    h = curvature_used(piece, k)
     if not k.glass:
         assert h is not None
         return h + k.eps
@@ -137,7 +137,7 @@ def denominator(piece: Piece, k: Coefficients) -> Tensor:
     return root.add_(h).add_(alpha).add_(k.eps)
 
 
-def _used(piece: Piece, k: Coefficients) -> Tensor | None:
+def curvature_used(piece: Piece, k: Coefficients) -> Tensor | None:
     """Return the curvature that the step goes by, none for "zero"."""
     if k.hess_comp == "zero":
         return None

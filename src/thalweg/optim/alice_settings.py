@@ -18,6 +18,8 @@ LIMITS = ("adam", "sgdm", "fixed")
 CURVATURES = ("abs", "rms", "zero", "hutchinson", "rms_deleaked")
 BOUNDS = {"gaussian": 3 / (4 * math.pi), "jensen": 3 / 8}
 """Constant in ``alpha = constant * rho / |g|``: 9/8 of the square of 2/(3 pi)**(1/2), or of 1/3**(1/2)."""
+TRUSTED = 200.0
+"""The upper bound in learning rates, with ``trust`` and without a given ``lr_max``."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,8 @@ def check(group: dict[str, Any]) -> None:
     number = float(rate)
     _want(math.isfinite(number) and number >= 0, "lr", number, "0 or more")
     if group["lr_max"] is None:
-        group["lr_max"] = 2 * number if number > 0 or not group["scale_bounds_with_lr"] else 2.0
+        ratio = TRUSTED if group["trust"] else 2.0
+        group["lr_max"] = ratio * (number if number > 0 or not group["scale_bounds_with_lr"] else 1.0)
     elif number == 0 and group["scale_bounds_with_lr"] and group["lr_max"] > 0:
         raise _wrong(
             "lr_max", f"{group['lr_max']} at lr=0", "left out, or scale_bounds_with_lr=False, if lr starts at 0"
@@ -176,6 +179,8 @@ def check(group: dict[str, Any]) -> None:
         raise _wrong("compiled", "True with foreach or capturable", "the only one of the three")
     if group["count_samples"] and group["capturable"]:
         raise _wrong("count_samples", "True with capturable=True", "left out: samples are counted on the host")
+    if group["trust"] and group["capturable"]:
+        raise _wrong("trust", "True with capturable=True", "left out: the host decides about bounds")
     if group["differentiable"]:
         raise _wrong("differentiable", "True", "False: no derivative through the steps is offered")
 
