@@ -28,7 +28,8 @@ def layers(runs, copy=0):
 
 
 def test_initialisation_is_that_of_the_paper():
-    runs = network_runs(4, 256, (0,), samples=20, engine="loop")
+    settings = {"samples": 20, "engine": "loop", "tol": 0.1}  # the sharpness does not matter
+    runs = network_runs(4, 256, (0,), **settings)
     first, *middle, last = layers(runs)
     assert all(layer.bias is None for layer in layers(runs))
     for layer in (first, *middle):
@@ -38,9 +39,9 @@ def test_initialisation_is_that_of_the_paper():
             < 4 * float(layer.weight.detach().std()) / layer.weight.numel() ** 0.5
         )
     assert abs(float(last.weight.detach().var()) * last.in_features - 1) < 0.1
-    small = layers(network_runs(4, 256, (0,), samples=20, init="small_output", engine="loop"))[-1]
+    small = layers(network_runs(4, 256, (0,), **settings, init="small_output"))[-1]
     assert torch.allclose(small.weight, last.weight / 16)
-    scaled = layers(network_runs(4, 256, (0,), samples=20, init="mup", engine="loop"))[-1]
+    scaled = layers(network_runs(4, 256, (0,), **settings, init="mup"))[-1]
     assert scaled.output_scale == 1 / 16
     assert torch.equal(scaled.weight, last.weight)
 

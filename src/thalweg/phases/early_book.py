@@ -31,6 +31,8 @@ class Book:
         self.runs, self.start, self.step, self.window, self.eps_sharp = runs, start, step, window, eps_sharp
         self.losses: dict[Point, Array] = {}
         self.sharpness: dict[Point, Array] = {}
+        self.first: dict[Point, float] = {}
+        """Sharpness after the first step, of runs that may not have been made further."""
         self.risen: set[Point] = set()
         """Runs whose sharpness is known to rise, by a lower bound that is no curve."""
         self.every = tuple(range(1, runs.steps + 1))
@@ -104,6 +106,10 @@ class Book:
         for p, value in zip(left, values):
             if not bool(value <= self._level(p)):  # NaN: diverged
                 self.risen.add(p)
+                continue
+            self.first[p] = float(value)
+            if p in self.sharpness:
+                self.sharpness[p][1] = value
         return [p in self.risen for p in points]
 
     def known_rise(self, point: Point) -> bool | None:
@@ -136,7 +142,7 @@ class Book:
 
     def _missing(self, point: Point, steps: Collection[int]) -> tuple[int, ...]:
         if point not in self.losses:
-            return tuple(steps)
+            return tuple(t for t in steps if t != 1 or point not in self.first)
         if diverges(self.losses[point], self.runs.cutoff):
             return ()
         return tuple(t for t in steps if np.isnan(self.sharpness[point][t]))
@@ -161,5 +167,7 @@ class Book:
                 continue
             old = self.sharpness.get(p)
             self.losses.setdefault(p, np.asarray(loss, dtype=np.float64))
-            new = np.asarray(sharpness, dtype=np.float64)
+            new = np.array(sharpness, dtype=np.float64)
+            if np.isnan(new[1]):
+                new[1] = self.first.get(p, np.nan)
             self.sharpness[p] = new if old is None else np.where(np.isnan(old), new, old)
