@@ -150,3 +150,10 @@ def test_the_floor_is_of_the_start():
     steps = np.array([0, 5, 10, 500, 1000])
     assert floor_of(steps, np.array([4.0, 3.0, 2.0, 1.0, 1.0]), 1000) == pytest.approx(0.05 * 3)
     assert math.isnan(floor_of(steps[3:], np.ones(2), 1000))
+
+
+@pytest.mark.parametrize("period", [2, 3, 4, 5, 12])
+@pytest.mark.parametrize("n", [256, 396, 1000, 2001, 5000])
+def test_exact_cycles_do_not_move(period, n):
+    cycle = np.cos(2 * np.pi * np.arange(n) / period + 0.3)
+    assert agreement(cycle).state in ("settled", "open")

@@ -37,6 +37,8 @@ SLOPE = 0.001
 """Of the trend, on normal scores."""
 CLEAR = 3.0
 """Errors between the levels of two halves that make a difference between them one of level."""
+NOTHING = 1e-12
+"""Effect that is rounding: where all blocks are one whole cycle, chance has no scale."""
 POINTS = 400
 """Snapshots of a half that the block test looks at, at most twice this."""
 
@@ -107,6 +109,7 @@ def agreement(values: Floats, name: str = "the series", *, permutations: int = 1
         needed = math.ceil(refusals.ENOUGH) if n < refusals.ENOUGH and np.isfinite(x).all() else None
         return Agreement(name, "open", why, n, needed=needed)
 
+    x = tied(x)
     scores, ess = normal_scores(x), effective_size(x, name)
     found = Agreement(
         name,
@@ -168,7 +171,7 @@ def _halves(found: Agreement, points: Floats, permutations: int, seed: int) -> A
     found = replace(found, test=test)
     if test.refused is not None:
         return replace(found, why=test.refused, needed=2 * test.needed * stride)
-    if test.p <= ALPHA:
+    if test.p <= ALPHA and test.effect > NOTHING:
         state: State = "changed"
         apart = _apart(a, b) if found.mean is not None else 0.0
         if abs(apart) > CLEAR:
@@ -203,7 +206,7 @@ def _vector(x: Floats, name: str, permutations: int, seed: int) -> Agreement:
     moving = ~np.atleast_1d(is_constant(x))
     if not moving.any():
         return Agreement(name, "open", refusals.constant(name, float(x[0, 0])), n)
-    x = x[:, moving]
+    x = tied(x[:, moving])
     scores = normal_scores(x)
     half = n // 2
     tau = max(1.0, slowest(scores[-2 * half : -half], scores[-half:]))  # about centres of their own: a shift shows
@@ -215,6 +218,22 @@ def _vector(x: Floats, name: str, permutations: int, seed: int) -> Agreement:
             return tested
     why = refusals.too_correlated(name, n / whole, n)
     return replace(found, why=why, needed=n + refusals.missing(n / whole, n))
+
+
+def tied(x: Floats) -> Floats:
+    """Return values on a grid of a billionth of their spread: an exact cycle repeats, and rounding must not rank it.
+
+    Args:
+        x: Shape ``(n,)`` or ``(n, k)``: each column on its own.
+
+    Example:
+        >>> len(set(tied(np.array([1.0, 2.0, 1.0 + 1e-15, 2.0, 3.0]))))
+        3
+    """
+    low, middle, high = np.quantile(x, [0.1, 0.5, 0.9], axis=0)
+    spread = np.where(high > low, high - low, x.std(axis=0))
+    grid = np.where(spread > 0, 1e-9 * spread, 1.0)
+    return np.asarray(middle + np.round((x - middle) / grid) * grid)
 
 
 def thinned(x: Floats, most: int = 2 * POINTS) -> Floats:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from thalweg.stationarity.autocorrelation import Floats, autocorrelation, is_constant, summed
-from thalweg.stationarity.trend import cosines, long_run_variance
+from thalweg.stationarity.trend import LEAST, cosines, long_run_variance
 
 TRIM = 0.1
 """Share at either end where no jump is looked for."""
@@ -67,5 +67,5 @@ def jump(values: Floats) -> Jump:
     if is_constant(rest + values.mean()):
         return Jump(place, size, math.inf if size else 0.0, float(n))
     ess = n / float(summed(autocorrelation(rest)))
-    omega = max(long_run_variance(rest, cosines(n, ess)), 1e-300)
+    omega = max(long_run_variance(rest, cosines(n, ess)), LEAST * float(rest.var()))
     return Jump(place, size, float(gain[place - 1]) / omega, ess)

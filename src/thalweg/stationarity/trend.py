@@ -16,6 +16,8 @@ from thalweg.stationarity.autocorrelation import Floats, Series, as_series, auto
 Scale = Literal["power", "log", "linear"]
 MOST = 24
 """Cosines at most: fast noise must not outnumber the slow wandering of weights that a trend is to be told from."""
+LEAST = 0.1
+"""Long-run variance, in variances, at least: an exact cycle has none, and still ends somewhere within a period."""
 WIDE = 8.0
 """Last time over first up to which a window has logarithms of time; beyond, its first few values would decide."""
 
@@ -131,7 +133,8 @@ def line(values: Floats, times: Floats, scale: Scale = "linear", *, degree: int 
             return Trend(slope, 0.0, math.copysign(math.inf, slope), 0.0, n - 1 - degree, float(n), scale, n)
     ess = n / float(summed(autocorrelation(residuals)))
     freedom = cosines(n, ess)
-    error = math.sqrt(long_run_variance(residuals, freedom, skip=1 + degree) / total)
+    omega = max(long_run_variance(residuals, freedom, skip=1 + degree), LEAST * float(residuals.var()))
+    error = math.sqrt(omega / total)
     score = slope / error if error > 0 else math.copysign(math.inf, slope)
     return Trend(slope, error, score, 2 * float(stdtr(freedom, -abs(score))), freedom, ess, scale, n)
 
