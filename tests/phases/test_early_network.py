@@ -129,7 +129,9 @@ def test_any_factory_is_trained_as_a_plain_loop_trains_it(engine, batch_size):
         assert np.isclose(first[i], loss[1], rtol=1e-9)
 
 
-@pytest.mark.parametrize(("model", "batch_size"), [("mlp", None), ("mlp", 8), ("cnn", None)])
+@pytest.mark.parametrize(
+    ("model", "batch_size"), [("mlp", None), ("mlp", 8), pytest.param("cnn", None, marks=pytest.mark.slow)]
+)
 def test_stacked_runs_are_those_run_one_by_one(model, batch_size):
     settings = {**SMALL, "batch_size": batch_size, "model": model}
     stacked, single = (network_runs(3, 6, (0, 1, 2), **settings, engine=engine) for engine in ("stack", "loop"))

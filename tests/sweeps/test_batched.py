@@ -33,7 +33,7 @@ INDEX = torch.tensor([0, 0, 0, 0, 1, 1, 1])
 RATES = torch.tensor([0.1, 0.5, 1.2, 40.0, 0.2, 0.9, 60.0]).double()
 
 
-@pytest.mark.parametrize("method", ["mlp", "vmap", "loop"])
+@pytest.mark.parametrize("method", ["mlp", *(pytest.param(name, marks=pytest.mark.slow) for name in ("vmap", "loop"))])
 def test_stacked_runs_equal_single_ones(method):
     problem = network()
     W0 = starts(problem)
