@@ -8,12 +8,18 @@ RUN_OUT ?= runs/quickstart
 RUN_FLAGS ?=
 FLOW_TIME ?= $(if $(findstring --quick,$(RUN_FLAGS)),240,600)
 
+# A second run, of mini-batches with weight decay, that settles while its weights keep moving.
+MINIBATCH := --steps 6000 --batch-size 16 --model.depth 2 --model.width 32 --rule.lr 0.3 --rule.weight-decay 0.02 \
+  --track.eigenvalues 0 --track.every 50 --probe.every 60 --probe.batches 8 --probe.observables 20
+
 .PHONY: run test fast lint bench docs clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.ready-run
 	$(BIN)/thalweg run --out $(RUN_OUT) --replace --checkpoint-every 10 $(RUN_FLAGS)
 	-$(BIN)/thalweg flow $(RUN_OUT) --time $(FLOW_TIME)  # a run with mini-batches has no forecast, and is still a run
+	$(BIN)/thalweg run --out $(RUN_OUT)-minibatch --replace $(MINIBATCH)
+	$(BIN)/thalweg stationarity $(RUN_OUT)-minibatch
 
 # One thread: on tensors of this size a second one only waits, and takes the core from whatever else runs.
 test: $(VENV)/.ready-test

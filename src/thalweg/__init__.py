@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from thalweg import optim as optim
     from thalweg import phases as phases
     from thalweg import rules as rules
+    from thalweg import stationarity as stationarity
     from thalweg import sweeps as sweeps
     from thalweg.flows.forecast import central_flow as central_flow
     from thalweg.operators.adapters import from_curvlinops as from_curvlinops
@@ -102,7 +103,7 @@ _HOME = {
     "trajectory_map": "trajectories",
     "write_report": "report",
 }
-_MODULES = ("errors", "glass", "optim", "phases", "rules", "sweeps")
+_MODULES = ("errors", "glass", "optim", "phases", "rules", "stationarity", "sweeps")
 
 __all__ = ["__version__", *sorted([*_HOME, *_MODULES])]  # pyright: ignore
 

@@ -54,6 +54,23 @@ class TrackConfig:
 
 
 @dataclass(frozen=True)
+class ProbeConfig:
+    """What `thalweg stationarity` needs to judge whether training has settled.
+
+    Attributes:
+        every: Steps between two probes of the gradient level; 0 probes none.
+        batches: Fresh mini-batches in a probe.
+        batch_size: Samples in one; default that of the run, or 64.
+        observables: Steps between two snapshots of loss, norms and sketches on fixed samples; default a tenth of every.
+    """
+
+    every: int = 0
+    batches: int = 16
+    batch_size: int | None = None
+    observables: int | None = None
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """All settings of a run.
 
@@ -74,6 +91,7 @@ class RunConfig:
         model: What learns.
         rule: How it learns.
         track: What to measure on the way.
+        probe: How to probe whether training has settled.
     """
 
     steps: int = 1500
@@ -90,8 +108,11 @@ class RunConfig:
     model: ModelConfig = field(default_factory=lambda: EDGE_MODEL)
     rule: RuleConfig = field(default_factory=RuleConfig)
     track: TrackConfig = field(default_factory=TrackConfig)
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
 
 
+SAMPLES = 64
+"""In a mini-batch of a probe, where the run has none of its own."""
 MAY_CHANGE = ("steps", "report")
 """Settings that a continued run may be given anew; any other would make it a different run."""
 
@@ -188,7 +209,24 @@ def build(config: RunConfig) -> tuple[Problem, Rule, list[Measure]]:
         )
     if config.batch_size is not None:
         measures.append(FullLoss(every=track.every))
-    return problem, rule, measures
+    return problem, rule, measures + _probes(config, problem.samples)
+
+
+def _probes(config: RunConfig, samples: int) -> list[Measure]:
+    """The measures of `ProbeConfig`."""
+    probe = config.probe
+    if not probe.every:
+        return []
+    from thalweg.runs.gradient_probe import GradientProbe
+    from thalweg.stationarity.observables import Observables, Promise
+
+    size = probe.batch_size or config.batch_size or min(SAMPLES, samples)
+    often = probe.observables or max(1, probe.every // 10)
+    return [
+        GradientProbe(size, every=probe.every, batches=probe.batches),
+        Observables(every=often),
+        Promise(every=often, batch_size=config.batch_size),
+    ]
 
 
 def build_problem(config: RunConfig) -> Problem:

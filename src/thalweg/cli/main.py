@@ -21,6 +21,7 @@ COMMANDS = {
     "phase": "Find the phases of early training over depth, width and learning rate",
     "regimes": "Cut a run, or a log from elsewhere, into the regimes of training, with evidence",
     "lr": "Say how large the first step may be, whether a warm-up is due, and how far divergence is",
+    "stationarity": "Say whether training has settled, on what, and whether more steps would help",
     "glass": "Measure the curvature of kinks, which no Hessian sees, by layer and step length",
     "sweep": "Show how far a sweep is, or merge sweeps of several machines",
     "report": "Write the one-page report of a run",
@@ -32,7 +33,7 @@ HELP = f"""usage: thalweg COMMAND [OPTIONS]
 See where the training of a neural network goes: record a run, measure its curvature, read one page about it.
 
 commands:
-{chr(10).join(f"  {name:<10}{text}" for name, text in COMMANDS.items())}
+{chr(10).join(f"  {name:<14}{text}" for name, text in COMMANDS.items())}
 
 options:
   -h, --help     show this message; thalweg COMMAND --help shows all settings of a command
@@ -50,6 +51,7 @@ examples:
   thalweg phase --depths 4 8 --widths 64 128    the phase diagram of a network: critical learning rates by depth, width
   thalweg regimes log.csv --rule adam           where a run went through transient, sharpening, edge of stability
   thalweg lr --model.depth 8 --rule.lr 0.5      the largest stable first step of a model
+  thalweg stationarity runs/adam                settled, or not: with evidence, and what to do next
   thalweg glass runs/adam                       which curvature matters in which layers: kinks or the Hessian
   thalweg report runs/adam --open               write the page again, and look at it
 

@@ -19,6 +19,7 @@ from thalweg.report.setting import mapping, setting
 from thalweg.report.shell import caveat_list, document, figure_section, verdict_list
 from thalweg.report.shell import tiles as tile_list
 from thalweg.report.spectrum_page import newest_analysis, spectrum_sections
+from thalweg.report.stationarity_page import stationarity_sections
 from thalweg.report.trajectory_page import newest_map, run_sections
 from thalweg.report.words import caveats, headline, tiles, verdicts
 
@@ -173,6 +174,7 @@ def render(
         "<noscript><p>The figures need JavaScript; everything else is text.</p></noscript>",
         *(_section(position, section, data, manifest) for position, section in enumerate(SECTIONS)),
         *regimes_sections(data, manifest),
+        *stationarity_sections(data, manifest),
         *(spectrum_sections(spectrum) if spectrum is not None else ()),
         *(flow_sections(flow) if flow is not None else ()),
         *(run_sections(trajectory) if trajectory is not None else ()),

@@ -1,6 +1,8 @@
 """Training that is recorded, measured and resumed: the run folder and what writes and reads it."""
 
 from thalweg.runs.folder import RunFolder as RunFolder
+from thalweg.runs.gradient_probe import GradientProbe as GradientProbe
+from thalweg.runs.logs import read_log as read_log
 from thalweg.runs.loop import train as train
 from thalweg.runs.manifest import Manifest as Manifest
 from thalweg.runs.measures import Context as Context
@@ -17,6 +19,7 @@ __all__ = [
     "Context",
     "Event",
     "FullLoss",
+    "GradientProbe",
     "Manifest",
     "Measure",
     "Meter",
@@ -25,5 +28,6 @@ __all__ = [
     "Spectrum",
     "Variable",
     "open_run",
+    "read_log",
     "train",
 ]

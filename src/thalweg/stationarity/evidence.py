@@ -40,7 +40,7 @@ def rows(
         found.append(Evidence("change of the loss by fresh updates", f"{fresh.mean}", fresh.says))
     for name, x in others.items():
         p = adjusted.get(name)
-        test = f", halves p = {p:.2g} (Holm)" if p is not None else ""
+        test = f", halves p = {p:.2g} (Holm)" if p is not None and p == p else ""
         tau = f"tau {x.tau:.3g} of {x.n} snapshots{test}" if math.isfinite(x.tau) else f"{x.n} snapshots"
         found.append(Evidence(name.replace("_", " "), tau, x.state if x.state != "open" else "open: " + _short(x.why)))
     return tuple(found)
