@@ -21,7 +21,7 @@ def spread(found, low, high):
 
 def test_the_phase_opens_with_depth():
     """Seeds differ by factors: at depth 8 five draws reach from 6 to 34, so means are compared."""
-    shallow, deep = constants(4, 64), constants(8, 64)
+    shallow, deep = constants(4, 64, samples=600), constants(8, 64, samples=600)
     four, eight = shallow["c_loss"], deep["c_loss"]
     for found in (shallow, deep):
         assert found["c_loss"].found.all()
