@@ -27,7 +27,7 @@ def runs_figure(diagram: PhaseDiagram) -> go.Figure:
     cells = sorted(diagram.cells, key=lambda cell: cell[0] / cell[1], reverse=True)
     kinds = [("run_loss", "loss", INK[0])]
     counts = [int(np.isfinite(diagram.data[key].values).sum()) for key in ("run_loss", "run_sharpness")]
-    if counts[1] > LEAST * counts[0]:  # a bisection measures it at a few learning rates only
+    if counts[1] > LEAST * counts[0]:  # a bisection may measure it at a few learning rates only
         kinds.append(("run_sharpness", "sharpness", INK[1]))
     figure = make_subplots(rows=1, cols=len(kinds), horizontal_spacing=0.1)
     for cell in cells:
