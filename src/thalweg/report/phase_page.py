@@ -49,8 +49,8 @@ RATIO = "All cells together, against depth / width, with monotone fits through t
 RUNS = (
     "Every short run of one cell, each a dot: its largest loss after the start over that at the start, and its "
     "sharpness likewise as far as it was measured: at every step by --mode grid, else mostly after the first alone, "
-    "and not where it was seen to rise. Above the line at 1 it rose. Choose the cell above the figure. Runs that diverged "
-    "are left out; a search by bisection has few runs far from the constants."
+    "and not where it was seen to rise. Above the line at 1 it rose. Choose the cell above the figure. Runs that "
+    "diverged are left out; a search by bisection has few runs far from the constants."
 )
 SATURATION = (
     "The sharpness after the transient, at equal gradient-flow time, over that at the start. Stars mark c_crit, where "
