@@ -13,7 +13,7 @@ from thalweg.cli.meter import BarMeter, LineMeter, Pace, RunMeter, duration
 from thalweg.cli.phase_options import Told
 from thalweg.phases.early_network import network_runs
 
-PRODUCTS, GRADIENTS, FORWARDS, BARRIER = 200, 210, 35, 550
+PRODUCTS, GRADIENTS, FORWARDS, BARRIER = 95, 160, 35, 550
 """What one cell takes by bisection, on average over digits; the grid takes about `GRID` times as much."""
 GRID = 20
 PRODUCT, FORWARD = 2.5, 0.4

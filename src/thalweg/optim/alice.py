@@ -42,7 +42,7 @@ class Alice(Optimizer):
     ``mu + phi delta``.
 
     The closure is torch's ordinary one and is called once or three times, on the same batch. Loops that cannot hand one
-    over take the points themselves:
+    over take the points themselves::
 
         for point in optimizer.points():
             optimizer.zero_grad(); loss(model(x), y).backward(); optimizer.observe(point)
