@@ -115,14 +115,17 @@ def chosen(tuning: list[dict[str, Any]]) -> dict[tuple[str, str], float]:
 
 
 def slim(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The runs without digits that mean nothing."""
+    """The runs without digits that mean nothing, and without the middle of what grows evenly."""
 
     def short(value: Any) -> Any:
         if isinstance(value, list):
             return [short(entry) for entry in value]
-        return float(f"{value:.5g}") if isinstance(value, float) else value
+        if isinstance(value, float):
+            return float(f"{value:.4g}") if math.isfinite(value) else None
+        return value
 
-    return [{name: short(value) for name, value in run.items()} for run in runs]
+    ends = [{**run, "gradients": run["gradients"][-1], "spent": run["spent"][-1]} for run in runs]
+    return [{name: short(value) for name, value in run.items() if value is not None} for run in ends]
 
 
 def main() -> int:
@@ -147,7 +150,7 @@ def main() -> int:
     text = report(records, runs, tuning, missing)
     print(text)
     if options.save:
-        kept = {"machine": about, "missing": missing, "records": records, "tuning": slim(tuning), "runs": slim(runs)}
+        kept = {"machine": about, "missing": missing, "records": records, "runs": slim([*tuning, *runs])}
         save(options.out, "alice", kept, text)
         (options.out / "alice_tuning.md").write_text(grid_table(tuning, points) + "\n")
         if options.out == RESULTS:
