@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from thalweg.errors import InvalidInput, NonFinite
 from thalweg.phases.critical import critical_constants
 from thalweg.phases.critical_result import Status
-from thalweg.phases.early_loop import LoopRuns, batch_indices
+from thalweg.phases.early_copies import batch_indices
+from thalweg.phases.early_loop import LoopRuns
 from thalweg.phases.early_network import EarlySpec, network_runs
 from thalweg.phases.early_stack import StackRuns
 from thalweg.problem.data import DataConfig, load_data

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from thalweg import _rng
-from thalweg.errors import InvalidInput, NonFinite, NotConverged, explain
+from thalweg.errors import NonFinite, NotConverged
 from thalweg.operators import hessian
-from thalweg.phases.early import Array, Cost, EarlyCurves, Row
+from thalweg.phases.early import Array, EarlyCurves, Row
+from thalweg.phases.early_copies import Copy, CopyRuns, batch_indices
 from thalweg.problem import Problem
 from thalweg.spectra import top_eigenpairs
 
@@ -21,45 +21,7 @@ POWER_STEPS = 20
 """Power iterations of the demonstration's protocol, which ends with one Rayleigh quotient."""
 
 
-@dataclass(frozen=True)
-class Copy:
-    """One initialisation with its data.
-
-    Attributes:
-        seed: Of the initialisation, and of the order of batches.
-        train: What is trained on.
-        measured: What loss and sharpness are measured on; the same object where the sets are the same.
-    """
-
-    seed: int
-    train: Problem
-    measured: Problem
-
-
-def batch_indices(seed: int, count: int, size: int, steps: int) -> Tensor:
-    """Return sample indices of each step, shape ``(steps, size)``: a fresh permutation per epoch, its rest left out.
-
-    Example:
-        >>> batch_indices(0, 10, 5, 4)[:2].flatten().sort().values.tolist()
-        [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
-    """
-    if not 1 <= size <= count:
-        raise InvalidInput(
-            explain(
-                f"Batches of {size} from {count} samples",
-                "a batch is drawn without replacement from an epoch",
-                f"Use 1 to {count}, or None for all at once",
-            )
-        )
-    each = count // size
-    parts = [
-        torch.randperm(count, generator=_rng.generator(seed, "batches", epoch))[: each * size].reshape(each, size)
-        for epoch in range(-(-steps // each))
-    ]
-    return torch.cat(parts)[:steps]
-
-
-class LoopRuns:
+class LoopRuns(CopyRuns):
     """`EarlyRuns` of networks, a row at a time.
 
     Args:
@@ -82,50 +44,19 @@ class LoopRuns:
         tol: float = 1e-3,
         demo: bool = False,
     ) -> None:
-        self.copies, self._steps, self._cutoff, self.tol, self.demo = list(copies), steps, cutoff, tol, demo
-        self.batch_size = batch_size
-        self._cost = Cost()
+        super().__init__(copies, steps=steps, cutoff=cutoff, batch_size=batch_size, tol=tol)
+        self.copies, self.demo = list(copies), demo
         began = time.perf_counter()
         self.starts = [copy.measured.initial for copy in self.copies]
-        self._loss0 = np.array([float(c.measured.value(w)) for c, w in zip(self.copies, self.starts)])
+        self.loss0 = np.array([float(c.measured.value(w)) for c, w in zip(self.copies, self.starts)])
         self._vectors: list[Tensor | None] = [None] * len(self.copies)
-        self._sharpness0 = np.full(len(self.copies), np.nan)
+        self.sharpness0 = np.full(len(self.copies), np.nan)
         for i, start in enumerate(self.starts):
-            if np.isfinite(self._loss0[i]):
+            if np.isfinite(self.loss0[i]):
                 value, vector = self.sharpness(self.copies[i].measured, start, tol / 10, None)
-                self._sharpness0[i], self._vectors[i] = value, vector
+                self.sharpness0[i], self._vectors[i] = value, vector
         self._gradients: list[Tensor | None] = [None] * len(self.copies)
         self._spend(forwards=len(self.copies), seconds=time.perf_counter() - began)
-
-    @property
-    def seeds(self) -> tuple[int, ...]:
-        """Of initialisations and orders of batches."""
-        return tuple(copy.seed for copy in self.copies)
-
-    @property
-    def loss0(self) -> Array:
-        """``L_0``, shape ``(S,)``."""
-        return self._loss0
-
-    @property
-    def sharpness0(self) -> Array:
-        """``lambda_0``, shape ``(S,)``."""
-        return self._sharpness0
-
-    @property
-    def steps(self) -> int:
-        """Steps of a run."""
-        return self._steps
-
-    @property
-    def cutoff(self) -> float:
-        """Loss beyond which a run has diverged."""
-        return self._cutoff
-
-    @property
-    def cost(self) -> Cost:
-        """What was spent since construction, the initial sharpness included."""
-        return self._cost
 
     def first_losses(self, rows: Sequence[Row]) -> Array:
         """Losses after the first step, by forward passes along the first gradient, shape ``(R,)``."""
@@ -160,7 +91,7 @@ class LoopRuns:
                 continue
             shares = torch.linspace(0, 1, points, dtype=torch.float64)[1:].tolist()
             along = [float(self.copies[i].measured.value(torch.lerp(self.starts[i], end, s))) for s in shares]
-            found.append(max(np.inf if np.isnan(v) else v for v in along) / self._loss0[i])
+            found.append(max(np.inf if np.isnan(v) else v for v in along) / self.loss0[i])
             self._spend(forwards=len(along))
         self._spend(runs=len(rows), seconds=time.perf_counter() - began)
         return np.array(found)
@@ -211,7 +142,7 @@ class LoopRuns:
         """Losses, sharpness and the end of one run, which stops above the ceiling."""
         copy, rate = self.copies[i], self._rate(i, c)
         loss, sharpness = np.full(steps + 1, np.inf), np.full(steps + 1, np.nan)
-        loss[0], sharpness[0] = self._loss0[i], self._sharpness0[i]
+        loss[0], sharpness[0] = self.loss0[i], self.sharpness0[i]
         order, vector = self._order(i, steps), self._vectors[i]
         both = order is None and copy.train is copy.measured
         w, gradient = self.starts[i], self.first_gradient(i)
@@ -249,7 +180,4 @@ class LoopRuns:
         return train if order is None else train.subset(order[2 * step if self.demo else step])
 
     def _rate(self, i: int, c: float) -> float:
-        return c / float(self._sharpness0[i])
-
-    def _spend(self, **what: float) -> None:
-        self._cost = self._cost + replace(Cost(), **what)  # type: ignore[arg-type]
+        return c / float(self.sharpness0[i])

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from thalweg import _rng
 from thalweg.errors import InvalidInput, explain
 from thalweg.phases.early import EarlyRuns
-from thalweg.phases.early_loop import Copy, LoopRuns
+from thalweg.phases.early_copies import Copy
+from thalweg.phases.early_loop import LoopRuns
 from thalweg.phases.early_stack import StackRuns, obstacle
 from thalweg.phases.labels import cutoff_for
 from thalweg.problem import Problem

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from thalweg.errors import InvalidInput, explain
-from thalweg.phases.early import Array, Cost, EarlyCurves, Row
-from thalweg.phases.early_loop import Copy, batch_indices
+from thalweg.phases.early import Array, EarlyCurves, Row
+from thalweg.phases.early_copies import Copy, CopyRuns, batch_indices
 from thalweg.sweeps.batched import Curves, train_stack
 from thalweg.sweeps.batched_lanczos import top_eigenvalues
 from thalweg.sweeps.stack import Stack
@@ -36,7 +35,7 @@ def obstacle(copies: Sequence[Copy]) -> str:
     return ""
 
 
-class StackRuns:
+class StackRuns(CopyRuns):
     """`EarlyRuns` of networks that differ in nothing but their parameters, stacked.
 
     Args:
@@ -70,46 +69,16 @@ class StackRuns:
             why = "copies of the first module with the parameters of the others have other losses than these"
         if why:
             raise InvalidInput(explain("The copies cannot be stacked", why, "Run them one after the other"))
-        self._seeds, self._steps, self._cutoff, self.tol = tuple(c.seed for c in copies), steps, cutoff, tol
+        super().__init__(copies, steps=steps, cutoff=cutoff, batch_size=batch_size, tol=tol)
         self._loss0 = losses.double().cpu()
         first = top_eigenvalues(self.stack, self.starts, tol=max(tol / 10, 10 * torch.finfo(problem.dtype).eps))
         self._guess, self._sharpness0 = first.guess, torch.where(first.converged, first.values, torch.nan)
-        self._batch_size, self._samples = batch_size, int(problem.samples)
-        self._cost = Cost(
+        self.loss0, self.sharpness0, self._samples = self._loss0.numpy(), self._sharpness0.numpy(), int(problem.samples)
+        self._spend(
             products=int(first.products.sum()), gradients=len(copies), forwards=len(copies), solves=len(copies),
             seconds=time.perf_counter() - began,
         )  # fmt: skip
         self._first: Tensor | None = self._gradient if batch_size is None else None
-
-    @property
-    def seeds(self) -> tuple[int, ...]:
-        """Of initialisations and orders of batches."""
-        return self._seeds
-
-    @property
-    def loss0(self) -> Array:
-        """``L_0``, shape ``(S,)``."""
-        return self._loss0.numpy()
-
-    @property
-    def sharpness0(self) -> Array:
-        """``lambda_0``, shape ``(S,)``; NaN where it did not converge."""
-        return self._sharpness0.numpy()
-
-    @property
-    def steps(self) -> int:
-        """Steps of a run."""
-        return self._steps
-
-    @property
-    def cutoff(self) -> float:
-        """Loss beyond which a run has diverged."""
-        return self._cutoff
-
-    @property
-    def cost(self) -> Cost:
-        """What was spent since construction, the initial sharpness included."""
-        return self._cost
 
     def first_losses(self, rows: Sequence[Row]) -> Array:
         """Losses after the first step, by forward passes along the first gradient, shape ``(R,)``."""
@@ -173,7 +142,7 @@ class StackRuns:
     ) -> Curves:  # fmt: skip
         place = self._places(rows)
         batches = None
-        if self._batch_size is not None:
+        if self.batch_size is not None:
             orders = {i: self._order(i, steps) for i in set(place.tolist())}
             batches = torch.stack([orders[i] for i in place.tolist()], dim=1)  # (steps, R, B)
         found = train_stack(
@@ -198,17 +167,14 @@ class StackRuns:
 
     def _order(self, i: int, steps: int) -> Tensor:
         """Samples of each step; the first ones do not depend on how many steps there are."""
-        assert self._batch_size is not None
-        return batch_indices(self.seeds[i], self._samples, self._batch_size, steps)
+        assert self.batch_size is not None
+        return batch_indices(self.seeds[i], self._samples, self.batch_size, steps)
 
     def _places(self, rows: Sequence[Row]) -> Tensor:
         return torch.tensor([i for i, _ in rows], dtype=torch.int64)
 
     def _rates(self, rows: Sequence[Row]) -> Tensor:
         return torch.tensor([c for _, c in rows], dtype=torch.float64) / self._sharpness0[self._places(rows)]
-
-    def _spend(self, **what: float) -> None:
-        self._cost = self._cost + replace(Cost(), **what)  # type: ignore[arg-type]
 
 
 def _parts(count: int) -> list[slice]:
