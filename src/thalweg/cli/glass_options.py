@@ -10,11 +10,12 @@ from typing import Annotated
 
 import tyro
 
-from thalweg.cli.config import build_problem, differences
+from thalweg.cli.config import build_problem
 from thalweg.cli.doctor import load_problem
+from thalweg.cli.options import FLAG, if_given
 from thalweg.cli.rule import build_rule, resolve_rule
 from thalweg.cli.subject import Subject, locate, subject
-from thalweg.cli.subject_config import Computing, SubjectConfig, as_run, settings_of
+from thalweg.cli.subject_config import SubjectConfig, as_run, refuse_changes, settings_beside
 from thalweg.errors import InvalidInput, RunFolderError, explain
 from thalweg.rules import Rule, State
 from thalweg.runs import Run
@@ -33,10 +34,6 @@ examples:
 
 exit codes: 0 done, 1 the measurement failed, 2 wrong input, 130 stopped with Ctrl-C (finished steps are kept)
 """  # noqa: E501  (a paragraph is one line: tyro breaks no others as they stand here)
-
-
-def _if_given(metavar: str) -> object:
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
 
 
 @dataclass(frozen=True)
@@ -62,14 +59,14 @@ class Told:
         str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[MODEL_OR_RUN]", help_behavior_hint="")
     ] = None
     steps: tuple[str, ...] = ("last",)
-    sigma: Annotated[float | None, _if_given("FLOAT")] = None
+    sigma: Annotated[float | None, if_given("FLOAT")] = None
     batches: int = 16
-    batch_size: Annotated[int | None, _if_given("INT")] = None
+    batch_size: Annotated[int | None, if_given("INT")] = None
     lengths: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0, 3.0)
-    samples: Annotated[int | None, _if_given("INT")] = None
-    model_file: Annotated[str | None, _if_given("FILE:FUNCTION")] = None
-    out: Annotated[Path | None, _if_given("PATH")] = None
-    json: Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help_behavior_hint="")] = False
+    samples: Annotated[int | None, if_given("INT")] = None
+    model_file: Annotated[str | None, if_given("FILE:FUNCTION")] = None
+    out: Annotated[Path | None, if_given("PATH")] = None
+    json: Annotated[bool, *FLAG] = False
     settings: Annotated[SubjectConfig, tyro.conf.arg(name="")] = field(default_factory=SubjectConfig)
 
 
@@ -98,28 +95,18 @@ def parse(arguments: Sequence[str]) -> tuple[Told, Place]:
         )
     if place.run is None:
         return told, place
-    own = settings_of(place.run)
+    own = settings_beside(place.run, told.model_file)
     if own is None:
-        if told.model_file is None:
-            raise InvalidInput(
-                explain(
-                    f"The run in {place.run.path} holds no settings of `thalweg run`",
-                    "it was recorded from Python, whose model and data the command line cannot rebuild",
-                    "Name a function that returns its Problem: --model-file path.py:function",
-                )
-            )
         return told, place
     told = _read(Told(settings=own), arguments)
-    changed = [path for path in differences(own, told.settings) if path.split(".")[0] not in Computing.names()]
-    if changed or told.model_file is not None:
-        option = changed[0].replace("_", "-") if changed else "model-file"
-        raise InvalidInput(
-            explain(
-                f"{told.path} is given together with --{option}",
-                "a run has its own problem and rule",
-                "Leave the option out; to measure another loss, pass the checkpoint file as a state dict",
-            )
-        )
+    refuse_changes(
+        told.path,
+        own,
+        told.settings,
+        told.model_file,
+        why="a run has its own problem and rule",
+        remedy="Leave the option out; to measure another loss, pass the checkpoint file as a state dict",
+    )
     return told, place
 
 
@@ -140,13 +127,10 @@ def start(told: Told, place: Place, step: int | None) -> tuple[Subject, Rule | N
     else:
         found = subject(place.run, place.file, told.settings, step, told.model_file)
         rule = found.rule
+    if told.samples is not None and told.samples < 1:
+        raise InvalidInput(explain(f"--samples is {told.samples}", "it counts samples", "Correct the number"))
+    found = found.first(told.samples)
     notes = tuple(note for note in found.notes if not note.startswith("The preconditioner of"))
-    if told.samples is not None:
-        if told.samples < 1:
-            raise InvalidInput(explain(f"--samples is {told.samples}", "it counts samples", "Correct the number"))
-        part = found.problem.subset(slice(0, told.samples))
-        notes = (*notes, f"Measured on {part.samples:,} of {found.problem.samples:,} samples.")
-        found = dataclasses.replace(found, problem=part)
     state = None
     if rule is not None and found.step:
         state = _state(found)

@@ -10,11 +10,12 @@ from typing import Annotated
 
 import tyro
 
-from thalweg.cli.config import build_problem, differences
+from thalweg.cli.config import build_problem
 from thalweg.cli.doctor import load_problem
+from thalweg.cli.options import FLAG, if_given
 from thalweg.cli.rule import RuleConfig, build_rule, resolve_rule
 from thalweg.cli.subject import Subject, locate, subject
-from thalweg.cli.subject_config import Computing, SubjectConfig, as_run, settings_of
+from thalweg.cli.subject_config import SubjectConfig, as_run, refuse_changes, settings_beside
 from thalweg.errors import InvalidInput, explain
 from thalweg.runs import Run
 
@@ -30,10 +31,6 @@ examples:
 
 exit codes: 0 done, 1 nothing could be measured, 2 wrong input, 130 stopped with Ctrl-C
 """  # noqa: E501  (a paragraph is one line: tyro breaks no others as they stand here)
-
-
-def _if_given(metavar: str) -> object:
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
 
 
 @dataclass(frozen=True)
@@ -53,13 +50,13 @@ class Told:
     """
 
     path: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[MODEL]", help_behavior_hint="")] = None
-    warmup_steps: Annotated[int | None, _if_given("INT")] = None
+    warmup_steps: Annotated[int | None, if_given("INT")] = None
     steps: int = 10
     tol: float = 0.02
-    samples: Annotated[int | None, _if_given("INT")] = None
-    model_file: Annotated[str | None, _if_given("FILE:FUNCTION")] = None
-    out: Annotated[Path | None, _if_given("PATH")] = None
-    json: Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help_behavior_hint="")] = False
+    samples: Annotated[int | None, if_given("INT")] = None
+    model_file: Annotated[str | None, if_given("FILE:FUNCTION")] = None
+    out: Annotated[Path | None, if_given("PATH")] = None
+    json: Annotated[bool, *FLAG] = False
     settings: Annotated[SubjectConfig, tyro.conf.arg(name="")] = field(default_factory=SubjectConfig)
 
 
@@ -86,32 +83,21 @@ def parse(arguments: Sequence[str]) -> tuple[Told, Place]:
     place = _place(told.path)
     if place.run is None:
         return told, place
-    own = settings_of(place.run)
+    own = settings_beside(place.run, told.model_file)
     if own is None:
-        if told.model_file is None:
-            raise InvalidInput(
-                explain(
-                    f"The run in {place.run.path} holds no settings of `thalweg run`",
-                    "it was recorded from Python, whose model and data the command line cannot rebuild",
-                    "Name a function that returns its Problem: --model-file path.py:function",
-                )
-            )
         return told, place
     # another rule brings its own settings; those of the run's rule would not fit it
     named = dataclasses.replace(own, rule=_rule_of(own.rule, told.settings.rule, arguments))
     told = _read(Told(settings=named), arguments)
-    changed = [
-        path for path in differences(own, told.settings) if path.split(".")[0] not in {"rule", *Computing.names()}
-    ]
-    if changed or told.model_file is not None:
-        option = changed[0].replace("_", "-") if changed else "model-file"
-        raise InvalidInput(
-            explain(
-                f"{told.path} is given together with --{option}",
-                "a run has its own problem, and its weights mean nothing in another",
-                "Leave the option out; rules and learning rates may be changed",
-            )
-        )
+    refuse_changes(
+        told.path,
+        own,
+        told.settings,
+        told.model_file,
+        why="a run has its own problem, and its weights mean nothing in another",
+        remedy="Leave the option out; rules and learning rates may be changed",
+        free={"rule"},
+    )
     return told, place
 
 
@@ -135,10 +121,7 @@ def start(told: Told, place: Place) -> Subject:
         found = Subject(problem, problem.initial, f"{words}, initial weights (seed {settings.seed})", "initial")
     else:
         found = subject(place.run, place.file, told.settings, place.step, told.model_file)
-    if told.samples is not None:
-        part = found.problem.subset(slice(0, told.samples))
-        note = f"Measured on {part.samples:,} of {found.problem.samples:,} samples."
-        found = dataclasses.replace(found, problem=part, notes=(*found.notes, note))
+    found = found.first(told.samples)
     notes = tuple(note for note in found.notes if not note.startswith("The preconditioner of"))
     if found.step and rule.preconditioner(rule.init(found.w)) is not None:
         notes = (*notes, f"{rule.name} starts afresh here; the run's own averages would let it do other steps.")

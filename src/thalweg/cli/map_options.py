@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from thalweg.cli.options import FLAG, check_counts, if_given
 from thalweg.errors import InvalidInput, explain
 
 DESCRIPTION = """Map the whole path of the weights: the cosine between every two checkpoints, lengths and angles, each number beside what a line, a random walk or mixing noise would give.
@@ -29,14 +30,6 @@ exit codes: 0 done, 1 a checkpoint has NaN or infinite values, or writing failed
 UNITS = {"": 1, "b": 1}
 for _power, _letter in enumerate("kmgt", 1):
     UNITS |= {f"{_letter}b": 1000**_power, f"{_letter}ib": 1024**_power, _letter: 1024**_power}
-
-
-def _if_given(metavar: str) -> object:
-    """How help shows an option whose default is to be without."""
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
-
-
-_FLAG = (tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help_behavior_hint=""))
 
 
 @dataclass(frozen=True)
@@ -75,31 +68,31 @@ class Told:
     """
 
     source: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE [SOURCE ...]")]
-    out: Annotated[Path | None, _if_given("DIR")] = None
-    budget: Annotated[str | None, _if_given("SIZE")] = None
+    out: Annotated[Path | None, if_given("DIR")] = None
+    budget: Annotated[str | None, if_given("SIZE")] = None
     device: str = "cpu"
     groups: Literal["layer", "role", "tensor", "none"] = "layer"
-    anchor: Annotated[int | None, _if_given("STEP")] = None
+    anchor: Annotated[int | None, if_given("STEP")] = None
     weights: Literal["uniform", "time", "learning_rate", "arclength"] = "uniform"
-    select: Annotated[tuple[str, ...], _if_given("[PATTERN [PATTERN ...]]")] = ()
-    steps_from: Annotated[int | None, _if_given("STEP")] = None
-    steps_to: Annotated[int | None, _if_given("STEP")] = None
+    select: Annotated[tuple[str, ...], if_given("[PATTERN [PATTERN ...]]")] = ()
+    steps_from: Annotated[int | None, if_given("STEP")] = None
+    steps_to: Annotated[int | None, if_given("STEP")] = None
     every: int = 1
-    step_rule: Annotated[str | None, _if_given("REGEX")] = None
+    step_rule: Annotated[str | None, if_given("REGEX")] = None
     missing: Literal["error", "skip"] = "error"
     not_finite: Literal["error", "skip"] = "error"
-    heads: Annotated[int | None, _if_given("N")] = None
-    exact: Annotated[bool, *_FLAG] = False
-    resident: Annotated[int | None, _if_given("B")] = None
-    sketch: Annotated[int | None, _if_given("K")] = None
-    weight_decay: Annotated[float | None, _if_given("FLOAT")] = None
+    heads: Annotated[int | None, if_given("N")] = None
+    exact: Annotated[bool, *FLAG] = False
+    resident: Annotated[int | None, if_given("B")] = None
+    sketch: Annotated[int | None, if_given("K")] = None
+    weight_decay: Annotated[float | None, if_given("FLOAT")] = None
     momentum: float = 0.0
-    decoupled: Annotated[bool, *_FLAG] = False
-    learning_rate: Annotated[float | None, _if_given("FLOAT")] = None
-    replace: Annotated[bool, *_FLAG] = False
+    decoupled: Annotated[bool, *FLAG] = False
+    learning_rate: Annotated[float | None, if_given("FLOAT")] = None
+    replace: Annotated[bool, *FLAG] = False
     engine: Literal["local", "ray"] = "local"
-    address: Annotated[str | None, _if_given("HOST:PORT")] = None
-    workers: Annotated[int | None, _if_given("N")] = None
+    address: Annotated[str | None, if_given("HOST:PORT")] = None
+    workers: Annotated[int | None, if_given("N")] = None
 
     @property
     def bytes_allowed(self) -> int | None:
@@ -139,15 +132,15 @@ def parse(arguments: Sequence[str]) -> Told:
         SystemExit: Help was asked for, or an option is unknown.
     """
     told = tyro.cli(Told, args=arguments, prog="thalweg map", description=DESCRIPTION)
-    for name, value in (
-        ("every", told.every),
-        ("heads", told.heads),
-        ("resident", told.resident),
-        ("sketch", told.sketch),
-        ("workers", told.workers),
-    ):
-        if value is not None and value < 1:
-            raise InvalidInput(explain(f"--{name} is {value}", "it is at least 1", "Correct the number"))
+    check_counts(
+        {
+            "every": told.every,
+            "heads": told.heads,
+            "resident": told.resident,
+            "sketch": told.sketch,
+            "workers": told.workers,
+        }
+    )
     if told.step_rule is not None:
         _check_rule(told.step_rule)
     told.bytes_allowed  # noqa: B018  (a size that is none is an error now)

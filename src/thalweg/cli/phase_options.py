@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from thalweg.cli.options import FLAG, check_counts, if_given
 from thalweg.errors import InvalidInput, explain
 from thalweg.phases.diagram_cells import MeasureCell, phase_plan
 from thalweg.phases.early_network import EarlySpec
@@ -28,14 +29,6 @@ examples:
 
 exit codes: 0 done, 1 no cell succeeded, or writing failed, 2 wrong input, 130 stopped with Ctrl-C (finished cells are kept)
 """  # noqa: E501  (a paragraph is one line: tyro breaks no others as they stand here)
-
-
-def _if_given(metavar: str) -> object:
-    """How help shows an option whose default is to be without."""
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
-
-
-_FLAG = (tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help_behavior_hint=""))
 
 
 @dataclass(frozen=True)
@@ -75,27 +68,27 @@ class Told:
     widths: tuple[int, ...] = (64, 128, 256)
     seeds: int = 5
     data: str = "digits"
-    path: Annotated[str | None, _if_given("DIR")] = None
+    path: Annotated[str | None, if_given("DIR")] = None
     samples: int = 512
-    all_samples: Annotated[bool, *_FLAG] = False
+    all_samples: Annotated[bool, *FLAG] = False
     model: Literal["mlp", "cnn", "resnet"] = "mlp"
     init: Literal["standard", "zero_output", "small_output", "mup"] = "standard"
     loss: Literal["mse_mean", "mse", "cross_entropy"] = "mse_mean"
-    batch_size: Annotated[int | None, _if_given("N")] = None
+    batch_size: Annotated[int | None, if_given("N")] = None
     steps: int = 10
     dtype: Literal["float32", "float64"] = "float32"
     mode: Literal["bisect", "grid"] = "bisect"
     grid_step: float = 0.1
     window: Literal["paper", "catapult"] = "paper"
-    eps_sharp: Annotated[float | None, _if_given("FLOAT")] = None
-    no_barrier: Annotated[bool, *_FLAG] = False
-    saturation: Annotated[bool, *_FLAG] = False
-    out: Annotated[Path | None, _if_given("DIR")] = None
+    eps_sharp: Annotated[float | None, if_given("FLOAT")] = None
+    no_barrier: Annotated[bool, *FLAG] = False
+    saturation: Annotated[bool, *FLAG] = False
+    out: Annotated[Path | None, if_given("DIR")] = None
     engine: Literal["local", "ray"] = "local"
-    address: Annotated[str | None, _if_given("HOST:PORT")] = None
-    workers: Annotated[int | None, _if_given("N")] = None
-    retry_failed: Annotated[bool, *_FLAG] = False
-    plan: Annotated[bool, *_FLAG] = False
+    address: Annotated[str | None, if_given("HOST:PORT")] = None
+    workers: Annotated[int | None, if_given("N")] = None
+    retry_failed: Annotated[bool, *FLAG] = False
+    plan: Annotated[bool, *FLAG] = False
 
     @property
     def folder(self) -> Path:
@@ -145,15 +138,15 @@ def parse(arguments: Sequence[str]) -> Told:
         SystemExit: Help was asked for, or an option is unknown.
     """
     told = tyro.cli(Told, args=arguments, prog="thalweg phase", description=DESCRIPTION)
-    for name, value in (
-        ("seeds", told.seeds),
-        ("samples", told.samples),
-        ("steps", told.steps),
-        ("batch-size", told.batch_size),
-        ("workers", told.workers),
-    ):
-        if value is not None and value < 1:
-            raise InvalidInput(explain(f"--{name} is {value}", "it is at least 1", "Correct the number"))
+    check_counts(
+        {
+            "seeds": told.seeds,
+            "samples": told.samples,
+            "steps": told.steps,
+            "batch-size": told.batch_size,
+            "workers": told.workers,
+        }
+    )
     if not told.grid_step > 0 or (told.eps_sharp is not None and told.eps_sharp < 0):
         raise InvalidInput(
             explain(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from thalweg.cli.console import complain, say, talk, warnings_as_notes
+from thalweg.cli.options import columns_of
 from thalweg.errors import InvalidInput, explain
 
 if TYPE_CHECKING:
@@ -116,15 +117,7 @@ def _log(told: Told) -> tuple[Regimes, tuple[str, ...]]:
     from thalweg.phases.thresholds import limit
     from thalweg.runs.logs import read_log
 
-    columns = {}
-    for pair in told.columns:
-        key, equals, name = pair.partition("=")
-        if not equals:
-            raise InvalidInput(
-                explain(f"--columns got {pair!r}", "it takes curve=column", "Write it like loss=train/nll")
-            )
-        columns[key] = name
-    log = read_log(told.source, columns)
+    log = read_log(told.source, columns_of(told.columns))
     arguments = log.arguments()
     if told.lr is not None:
         arguments["learning_rate"] = told.lr

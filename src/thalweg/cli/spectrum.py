@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import time
@@ -37,12 +36,7 @@ def main(arguments: Sequence[str]) -> int:
     plan, step = told.plan(), told.step_number
     console = talk(stderr=told.json)
     with warnings_as_notes():
-        found = subject(run, file, told.settings, step, told.model_file)
-        if told.samples is not None:
-            whole = found.problem.samples
-            part = found.problem.subset(slice(0, told.samples))
-            note = f"Measured on {part.samples:,} of {whole:,} samples."
-            found = dataclasses.replace(found, problem=part, notes=(*found.notes, note))
+        found = subject(run, file, told.settings, step, told.model_file).first(told.samples)
         with threads(as_run(told.settings), found.problem):
             return _measure(told, plan, found, console)
 

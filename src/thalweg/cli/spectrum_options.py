@@ -10,10 +10,10 @@ from typing import Annotated, TypeVar
 
 import tyro
 
-from thalweg.cli.config import differences
+from thalweg.cli.options import FLAG, if_given
 from thalweg.cli.plan import Ends, OperatorName, Plan
 from thalweg.cli.subject import locate
-from thalweg.cli.subject_config import Computing, SubjectConfig, settings_of
+from thalweg.cli.subject_config import Computing, SubjectConfig, refuse_changes, settings_beside
 from thalweg.errors import InvalidInput, explain
 from thalweg.operators.hessian import LayoutName
 from thalweg.runs import Run
@@ -31,11 +31,6 @@ examples:
 
 exit codes: 0 done, 1 the measurement failed, 2 wrong input, 130 stopped with Ctrl-C (what was found is kept)
 """  # noqa: E501  (a paragraph is one line: tyro breaks no others as they stand here)
-
-
-def _if_given(metavar: str) -> object:
-    """How help shows an option whose default is to be without."""
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
 
 
 @dataclass(frozen=True)
@@ -67,20 +62,20 @@ class Options:
     path: Annotated[Path, tyro.conf.Positional]
     step: str = "last"
     k: int = 4
-    ends: Annotated[Ends | None, _if_given("{both,largest,smallest}")] = None
+    ends: Annotated[Ends | None, if_given("{both,largest,smallest}")] = None
     density: bool = True
     trace: bool = True
     per_layer: bool = True
     target: float = 0.05
-    tol: Annotated[float | None, _if_given("FLOAT")] = None
+    tol: Annotated[float | None, if_given("FLOAT")] = None
     operator: OperatorName = "hessian"
-    preconditioned: Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help_behavior_hint="")] = False
+    preconditioned: Annotated[bool, *FLAG] = False
     layout: LayoutName = "auto"
-    budget: Annotated[int | None, _if_given("INT")] = None
-    samples: Annotated[int | None, _if_given("INT")] = None
-    model_file: Annotated[str | None, _if_given("FILE:FUNCTION")] = None
-    out: Annotated[Path | None, _if_given("PATH")] = None
-    json: Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help_behavior_hint="")] = False
+    budget: Annotated[int | None, if_given("INT")] = None
+    samples: Annotated[int | None, if_given("INT")] = None
+    model_file: Annotated[str | None, if_given("FILE:FUNCTION")] = None
+    out: Annotated[Path | None, if_given("PATH")] = None
+    json: Annotated[bool, *FLAG] = False
 
 
 @dataclass(frozen=True)
@@ -146,28 +141,18 @@ def parse(arguments: Sequence[str]) -> tuple[Told, Run | None, Path | None]:
     run, file = locate(told.path)
     if run is None:
         return told, None, file
-    own = settings_of(run)
+    own = settings_beside(run, told.model_file)
     if own is None:
-        if told.model_file is None:
-            raise InvalidInput(
-                explain(
-                    f"The run in {run.path} holds no settings of `thalweg run`",
-                    "it was recorded from Python, whose model and data the command line cannot rebuild",
-                    "Name a function that returns its Problem: --model-file path.py:function",
-                )
-            )
         return told, run, file
     told = _read(Told(path=tyro.MISSING, settings=own), arguments)
-    changed = [path for path in differences(own, told.settings) if path.split(".")[0] not in Computing.names()]
-    if changed or told.model_file is not None:
-        option = changed[0].replace("_", "-") if changed else "model-file"
-        raise InvalidInput(
-            explain(
-                f"{told.path} is given together with --{option}",
-                "a run has its own problem, and its weights mean nothing in another",
-                "Leave the option out; to measure another loss, pass the checkpoint file as a state dict",
-            )
-        )
+    refuse_changes(
+        told.path,
+        own,
+        told.settings,
+        told.model_file,
+        why="a run has its own problem, and its weights mean nothing in another",
+        remedy="Leave the option out; to measure another loss, pass the checkpoint file as a state dict",
+    )
     return told, run, file
 
 

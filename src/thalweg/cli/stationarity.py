@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from thalweg.cli.console import complain, say, talk, warnings_as_notes
-from thalweg.errors import InvalidInput, explain
+from thalweg.cli.options import columns_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str]) -> int:
             segment=told.segment,
             skip=told.skip,
             floor=told.floor,
-            columns=_columns(told.columns) if not folder or told.columns else None,
+            columns=columns_of(told.columns) if not folder or told.columns else None,
             seed=told.seed,
         )
         for note in verdict.notes:
@@ -139,15 +139,3 @@ def as_json(verdict: Verdict) -> dict[str, Any]:
             "floor": plain(level.floor),
         }
     return found
-
-
-def _columns(pairs: Sequence[str]) -> dict[str, str]:
-    columns = {}
-    for pair in pairs:
-        key, equals, name = pair.partition("=")
-        if not equals:
-            raise InvalidInput(
-                explain(f"--columns got {pair!r}", "it takes curve=column", "Write it like loss=train/nll")
-            )
-        columns[key] = name
-    return columns

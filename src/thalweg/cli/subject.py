@@ -52,6 +52,14 @@ class Subject:
     state: State | None = None
     notes: tuple[str, ...] = ()
 
+    def first(self, samples: int | None) -> Subject:
+        """Return the same on the first so many samples only, which a note says; None leaves all."""
+        if samples is None:
+            return self
+        part = self.problem.subset(slice(0, samples))
+        note = f"Measured on {part.samples:,} of {self.problem.samples:,} samples."
+        return dataclasses.replace(self, problem=part, notes=(*self.notes, note))
+
 
 def locate(path: Path) -> tuple[Run | None, Path | None]:
     """Return ``(run, file)``: the run that ``path`` is or lies in, and the checkpoint file if it names one.

@@ -1,21 +1,23 @@
-"""The settings of the problem that ``thalweg spectrum`` looks at."""
+"""The settings of a problem that is looked at, and what may be changed of a run's own."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
-from thalweg.cli.config import EDGE_MODEL, RunConfig, from_dict
+from thalweg.cli.config import EDGE_MODEL, RunConfig, differences, from_dict
+from thalweg.cli.options import if_given
 from thalweg.cli.rule import RuleConfig
+from thalweg.errors import InvalidInput, explain
 from thalweg.problem.data import DataConfig
 from thalweg.problem.data.load import LossName
 from thalweg.problem.zoo import ModelConfig
 from thalweg.runs import Run
-
-IF_GIVEN = tyro.conf.arg(metavar="INT", help_behavior_hint="")
 
 
 @dataclass(frozen=True)
@@ -34,9 +36,9 @@ class Computing:
         Literal["float32", "float64"] | None, tyro.conf.arg(metavar="{float32,float64}", help_behavior_hint="")
     ] = None
     device: str = "cpu"
-    threads: Annotated[int | None, IF_GIVEN] = None
+    threads: Annotated[int | None, if_given("INT")] = None
     seed: int = 0
-    chunk: Annotated[int | None, IF_GIVEN] = None
+    chunk: Annotated[int | None, if_given("INT")] = None
 
     @classmethod
     def names(cls) -> set[str]:
@@ -68,6 +70,46 @@ def settings_of(run: Run) -> SubjectConfig | None:
         return None
     config = from_dict(run.manifest.config, str(run.folder.manifest))
     return SubjectConfig(**{f.name: getattr(config, f.name) for f in dataclasses.fields(SubjectConfig)})
+
+
+def settings_beside(run: Run, model_file: str | None) -> SubjectConfig | None:
+    """Return the settings that the run was made with; None where only the problem of ``model_file`` is known.
+
+    Raises:
+        InvalidInput: The run was recorded from Python, and there is no such file.
+    """
+    own = settings_of(run)
+    if own is None and model_file is None:
+        raise InvalidInput(
+            explain(
+                f"The run in {run.path} holds no settings of `thalweg run`",
+                "it was recorded from Python, whose model and data the command line cannot rebuild",
+                "Name a function that returns its Problem: --model-file path.py:function",
+            )
+        )
+    return own
+
+
+def refuse_changes(
+    path: str | Path | None,
+    own: SubjectConfig,
+    now: SubjectConfig,
+    model_file: str | None,
+    *,
+    why: str,
+    remedy: str,
+    free: Collection[str] = (),
+) -> None:
+    """Refuse options that contradict the run at ``path``, but for those in ``free`` and of how to compute.
+
+    Raises:
+        InvalidInput: Settings of the run are changed, or another problem is named beside it.
+    """
+    may = {*free, *Computing.names()}
+    changed = [name for name in differences(own, now) if name.split(".")[0] not in may]
+    if changed or model_file is not None:
+        option = changed[0].replace("_", "-") if changed else "model-file"
+        raise InvalidInput(explain(f"{path} is given together with --{option}", why, remedy))
 
 
 def as_run(settings: SubjectConfig) -> RunConfig:
