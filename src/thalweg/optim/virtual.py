@@ -16,7 +16,7 @@ from thalweg.errors import InvalidInput, explain
 from thalweg.problem.guards import preserved_rng
 from thalweg.problem.problem import Problem
 from thalweg.rules.base import Rule, State
-from thalweg.rules.live import Source
+from thalweg.rules.live import Source, check_live
 
 _NOT_OURS = ("step", "_opt_called", "_step_count")
 """What schedulers and profilers hang onto an optimizer: it calls back to the live one."""
@@ -174,14 +174,7 @@ def virtual_update(
     problem.layout.split(force)  # checks the shape
     if isinstance(source, Rule):
         return RuleUpdate(problem, source, point, state, force)
-    if not isinstance(source, torch.optim.Optimizer):
-        raise InvalidInput(
-            explain(
-                f"Got a {type(source).__name__}",
-                "it must say how weights are updated",
-                "Pass a rule of thalweg.rules or a torch.optim optimizer",
-            )
-        )
+    check_live(source)
     if state is not None:
         raise InvalidInput(
             explain("A state was given beside a live optimizer", "the optimizer holds its own", "Leave state out")

@@ -44,6 +44,22 @@ class Part:
         return self.rule.learning_rate_at(int(self.state["step"]))
 
 
+def check_live(source: object) -> None:
+    """Refuse what is no live torch optimizer, where a rule would have done as well.
+
+    Raises:
+        InvalidInput: It is neither.
+    """
+    if not isinstance(source, torch.optim.Optimizer):
+        raise InvalidInput(
+            explain(
+                f"Got a {type(source).__name__}",
+                "it must say how weights are updated",
+                "Pass a rule of thalweg.rules or a torch.optim optimizer",
+            )
+        )
+
+
 def parts(problem: Problem, source: Source, w: Tensor, state: State | None = None) -> list[Part]:
     """Return how every coordinate of the problem's flat vector is updated.
 
@@ -71,14 +87,7 @@ def parts(problem: Problem, source: Source, w: Tensor, state: State | None = Non
                     )
                 )
         return [Part(slice(0, problem.dimension), "the weights", source, _like(held, w))]
-    if not isinstance(source, torch.optim.Optimizer):
-        raise InvalidInput(
-            explain(
-                f"Got a {type(source).__name__}",
-                "it must say how weights are updated",
-                "Pass a rule of thalweg.rules or a torch.optim optimizer",
-            )
-        )
+    check_live(source)
     if state is not None:
         raise InvalidInput(
             explain(
