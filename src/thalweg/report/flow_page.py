@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import html
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from thalweg.errors import ThalwegError
@@ -13,9 +12,9 @@ from thalweg.flows.result import FlowResult
 from thalweg.flows.stored import KIND, open_flow
 from thalweg.report import flow_figures, flow_words
 from thalweg.report.flow_facts import comparison, first_step, sigma_of
+from thalweg.report.frame import beside, framed, provenance_section, write_page
 from thalweg.report.numbers import fixed, number, seconds, share
-from thalweg.report.shell import caveat_list, document, figure_section, tiles, verdict_list
-from thalweg.report.spectrum_page import table
+from thalweg.report.shell import figure_section, section, table
 
 SEE = {
     "loss": "Thin: the loss of the run, which goes up and down across the valley. The flow predicts its average over "
@@ -99,12 +98,7 @@ def write_flow_page(path: str | Path, out: str | Path | None = None) -> Path:
         SchemaError: A newer thalweg wrote it.
         StorageError: The page cannot be written; nothing is left behind.
     """
-    from thalweg.runs.files import write_text
-
-    source = Path(path)
-    target = Path(out) if out is not None else source.with_suffix(".html")
-    write_text(target, render_flow(open_flow(source)))
-    return target
+    return write_page(beside(path, out), render_flow(open_flow(path)))
 
 
 def newest_flow(run: Path) -> FlowResult | None:
@@ -127,22 +121,18 @@ def render_flow(result: FlowResult) -> str:
     Args:
         result: A forecast.
     """
-    name = str(result.data.attrs.get("name", "central flow"))
-    body = [
-        f'<header><p class="kind">Forecast</p><h1>{html.escape(name)}</h1><p class="sub">{_subtitle(result)}</p>',
-        f"{verdict_list(flow_words.verdicts(result))}</header>",
-        f'<p class="headline">{html.escape(" ".join(flow_words.headline(result)))}</p>',
-        caveat_list(flow_words.caveats(result)),
-        tiles(flow_words.tiles(result)),
-        "<noscript><p>The figures need JavaScript; everything else is text.</p></noscript>",
-        *_sections(result, ""),
-        _comparison(result),
-        _cost(result),
-        '<section class="provenance" aria-labelledby="provenance"><h2 id="provenance">Provenance</h2>',
-        "<p>Where these numbers come from, and what it takes to compute them again.</p>",
-        f"<table>{_facts(result)}</table></section>",
-    ]
-    return document(f"{name} · forecast", body, str(result.data.attrs.get("thalweg", "")))
+    facts = result.data.attrs
+    return framed(
+        "Forecast",
+        str(facts.get("name", "central flow")),
+        _under(result),
+        [*_sections(result, ""), _comparison(result), _cost(result), provenance_section(facts, FACTS, _plain)],
+        headline=" ".join(flow_words.headline(result)),
+        verdicts=flow_words.verdicts(result),
+        caveats=flow_words.caveats(result),
+        numbers=flow_words.tiles(result),
+        version=str(facts.get("thalweg", "")),
+    )
 
 
 def flow_sections(result: FlowResult) -> list[str]:
@@ -169,15 +159,14 @@ def _sections(result: FlowResult, where: str, told: str = "") -> list[str]:
     ]
 
 
-def _subtitle(result: FlowResult) -> str:
+def _under(result: FlowResult) -> list[str]:
     facts = result.data.attrs
-    words = [
+    return [
         str(facts.get("source", "")),
         str(facts.get("optimizer", "")),
         f"{result.data.sizes['time']:,} units of time",
         f"{result.mode} mode",
     ]
-    return html.escape(" · ".join(word for word in words if word))
 
 
 def _comparison(result: FlowResult) -> str:
@@ -191,34 +180,21 @@ def _comparison(result: FlowResult) -> str:
         if name in values and math.isfinite(values[name])
     ]
     lines = "".join(f'<tr><th scope="row" style="width:72%">{words}</th><td>{value}</td></tr>' for words, value in rows)
-    return (
-        '<section aria-labelledby="comparison"><h2 id="comparison">Comparison with the run</h2>'
-        "<p>From the onset on, or over all times where there is none. Losses and squared gradients are smoothed by a "
-        f"Gaussian of width {number(sigma_of(result))} steps before they are compared.</p>"
-        f"<table>{lines}</table></section>"
+    told = (
+        "From the onset on, or over all times where there is none. Losses and squared gradients are smoothed by a "
+        f"Gaussian of width {number(sigma_of(result))} steps before they are compared."
     )
+    return section("comparison", "Comparison with the run", told, f"<table>{lines}</table>")
 
 
 def _cost(result: FlowResult) -> str:
     time, spent = result.data.sizes["time"], result.data.attrs.get("seconds")
     rows = [(name, f"{cost:.2f}", f"{cost * time:,.0f}") for name, cost in result.cost.items()]
-    told = f" All processes together took {seconds(float(spent))}." if spent is not None else ""
-    return (
-        '<section aria-labelledby="flow-cost"><h2 id="flow-cost">Cost of the forecast</h2>'
-        "<p>In gradients over all data, which every other product is counted in by what it costs. The run itself takes "
-        f"one a step.{told}</p>{table(('process', 'a unit of time', 'in all'), rows)}</section>"
+    told = (
+        "In gradients over all data, which every other product is counted in by what it costs. The run itself takes "
+        "one a step." + (f" All processes together took {seconds(float(spent))}." if spent is not None else "")
     )
-
-
-def _facts(result: FlowResult) -> str:
-    attrs = result.data.attrs
-    rows: Iterable[tuple[str, object]] = [
-        (words, attrs[key]) for key, words in FACTS if attrs.get(key) not in (None, "")
-    ]
-    return "".join(
-        f'<tr><th scope="row">{html.escape(words)}</th><td>{html.escape(_plain(value))}</td></tr>'
-        for words, value in rows
-    )
+    return section("flow-cost", "Cost of the forecast", told, table(("process", "a unit of time", "in all"), rows))
 
 
 def _plain(value: object) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,9 +11,9 @@ import xarray as xr
 
 from thalweg.errors import ThalwegError
 from thalweg.report import glass_figures as figures
+from thalweg.report.frame import beside, framed, plain, provenance_section, write_page
 from thalweg.report.numbers import count, fixed, number, seconds, share, with_error
-from thalweg.report.shell import caveat_list, document, figure_section, tiles, verdict_list
-from thalweg.report.spectrum_page import table
+from thalweg.report.shell import figure_section, table
 
 FACTS = (
     ("source", "source"),
@@ -74,13 +73,10 @@ def write_glass_page(
         StorageError: The page cannot be written; nothing is left behind.
     """
     from thalweg.runs.analyses import read_analysis
-    from thalweg.runs.files import write_text
 
     source = Path(path)
-    target = Path(out) if out is not None else source.with_suffix(".html")
     data = read_analysis(source, "glass")
-    write_text(target, render_glass(data, _history(data, source, history)))
-    return target
+    return write_page(beside(source, out), render_glass(data, _history(data, source, history)))
 
 
 def render_glass(data: xr.Dataset, history: Sequence[xr.Dataset] = ()) -> str:
@@ -90,48 +86,30 @@ def render_glass(data: xr.Dataset, history: Sequence[xr.Dataset] = ()) -> str:
         data: A look at glass.
         history: Looks at several steps of one run, by step.
     """
-    name = str(data.attrs.get("name", "glass"))
-    notes = [line for line in str(data.attrs.get("notes", "")).splitlines() if line]
-    body = [
-        f'<header><p class="kind">Glass</p><h1>{html.escape(name)}</h1><p class="sub">{_subtitle(data)}</p>',
-        f"{verdict_list(_verdicts(data))}</header>",
-        f'<p class="headline">{html.escape(str(data.attrs.get("text", "")))}</p>',
-        caveat_list([*notes, *_caveats(data)]),
-        tiles(_tiles(data)),
-        "<noscript><p>The figures need JavaScript; everything else is text.</p></noscript>",
-        figure_section(
-            "change",
-            "Loss change along the update",
-            CHANGE,
-            "",
-            figures.change_figure(data),
-            against="the length of the step",
-            more=_change_table(data),
-        ),
-        figure_section(
-            "exponents",
-            "Powers of gradient variation",
-            POWERS,
-            "",
-            figures.exponent_figure(data),
-            against="the power",
-            more=_power_table(data),
-        ),
-        figure_section(
-            "density",
-            "Glass density by layer",
-            DENSITY,
-            "",
-            figures.density_figure(data),
-            against="the density",
-            more=_layer_table(data),
-        ),
-        figure_section("history", "Glass density over training", HISTORY, "", figures.history_figure(history)),
-        '<section class="provenance" aria-labelledby="provenance"><h2 id="provenance">Provenance</h2>',
-        "<p>Where these numbers come from, and what it takes to compute them again.</p>",
-        f"<table>{_facts(data)}</table></section>",
-    ]
-    return document(f"{name} · glass", body, str(data.attrs.get("thalweg", "")))
+    step, power, change = "the length of the step", _power_table(data), _change_table(data)
+    parts = (
+        ("change", "Loss change along the update", CHANGE, figures.change_figure(data), step, change),
+        ("exponents", "Powers of gradient variation", POWERS, figures.exponent_figure(data), "the power", power),
+        ("density", "Glass density by layer", DENSITY, figures.density_figure(data), "the density", _layer_table(data)),
+    )
+    return framed(
+        "Glass",
+        str(data.attrs.get("name", "glass")),
+        _under(data),
+        [
+            *(
+                figure_section(key, title, see, "", figure, against=against, more=more)
+                for key, title, see, figure, against, more in parts
+            ),
+            figure_section("history", "Glass density over training", HISTORY, "", figures.history_figure(history)),
+            provenance_section(data.attrs, FACTS, _plain),
+        ],
+        headline=str(data.attrs.get("text", "")),
+        verdicts=_verdicts(data),
+        caveats=[*(line for line in str(data.attrs.get("notes", "")).splitlines() if line), *_caveats(data)],
+        numbers=_tiles(data),
+        version=str(data.attrs.get("thalweg", "")),
+    )
 
 
 def _history(data: xr.Dataset, source: Path, files: Sequence[str | Path] | None) -> list[xr.Dataset]:
@@ -153,17 +131,16 @@ def _history(data: xr.Dataset, source: Path, files: Sequence[str | Path] | None)
     return [found[step] for step in sorted(found)]
 
 
-def _subtitle(data: xr.Dataset) -> str:
+def _under(data: xr.Dataset) -> list[str]:
     facts = data.attrs
     step = facts.get("step")
-    words = [
+    return [
         f"step {int(step):,}" if step is not None else "",
         str(facts.get("model", "")),
         f"{float(facts.get('dimension', 0)):,.0f} parameters",
         f"{count(int(facts.get('batches', 0)), 'mini-batch').replace('batchs', 'batches')}",
         str(facts.get("optimizer", "")),
     ]
-    return html.escape(" · ".join(word for word in words if word))
 
 
 def _verdicts(data: xr.Dataset) -> list[tuple[str, str]]:
@@ -285,15 +262,5 @@ def _change_table(data: xr.Dataset) -> str:
     return table(head, rows)
 
 
-def _facts(data: xr.Dataset) -> str:
-    rows = [(words, data.attrs[key]) for key, words in FACTS if data.attrs.get(key) not in (None, "")]
-    return "".join(
-        f'<tr><th scope="row">{html.escape(words)}</th><td>{html.escape(_plain(value))}</td></tr>'
-        for words, value in rows
-    )
-
-
 def _plain(value: object) -> str:
-    if isinstance(value, (float, np.floating)):
-        return number(float(value))
-    return f"{int(value):,}" if isinstance(value, (int, np.integer)) else str(value)[:2000]
+    return number(float(value)) if isinstance(value, (float, np.floating)) else plain(value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,9 +10,9 @@ import numpy as np
 from thalweg.phases.diagram import PhaseDiagram
 from thalweg.phases.diagram_stored import open_diagram
 from thalweg.phases.diagram_words import opening, told
+from thalweg.report.frame import beside, framed, provenance_section, write_page
 from thalweg.report.numbers import number
-from thalweg.report.shell import caveat_list, document, figure_section, tiles, verdict_list
-from thalweg.report.spectrum_page import table
+from thalweg.report.shell import figure_section, table
 
 FACTS = (
     ("model", "model"),
@@ -80,26 +79,13 @@ def write_phase_page(path: str | Path, out: str | Path | None = None) -> Path:
         SchemaError: A newer thalweg wrote it.
         StorageError: The page cannot be written; nothing is left behind.
     """
-    from thalweg.runs.files import write_text
-
-    source = Path(path)
-    target = Path(out) if out is not None else source.with_suffix(".html")
-    write_text(target, render_phase(open_diagram(source)))
-    return target
+    return write_page(beside(path, out), render_phase(open_diagram(path)))
 
 
 def render_phase(diagram: PhaseDiagram) -> str:
     """Return the page as text."""
     facts = diagram.data.attrs
-    name = str(facts.get("name", "phase diagram"))
-    body = [
-        f'<header><p class="kind">Phase diagram</p><h1>{html.escape(name)}</h1>'
-        f'<p class="sub">{html.escape(_subtitle(diagram))}</p>',
-        f"{verdict_list(_verdicts(diagram))}</header>",
-        f'<p class="headline">{html.escape(diagram.sentence)}</p>',
-        caveat_list(caveats(diagram)),
-        tiles(_tiles(diagram)),
-        "<noscript><p>The figures need JavaScript; everything else is text.</p></noscript>",
+    sections = [
         figure_section("diagram", "Phase diagram", DIAGRAM, "", diagram.plot(), against="c", more=_constants(diagram)),
         *(
             [figure_section("ratio", "Against depth / width", RATIO, "", diagram.plot("ratio"), against="c")]
@@ -108,11 +94,19 @@ def render_phase(diagram: PhaseDiagram) -> str:
         ),
         figure_section("runs", "The runs of one cell", RUNS, "", diagram.plot_runs(), against="c"),
         figure_section("saturation", "After the transient", SATURATION, "", diagram.plot_saturation(), against="c"),
-        '<section class="provenance" aria-labelledby="provenance"><h2 id="provenance">Provenance</h2>',
-        "<p>Where these numbers come from, and what it takes to compute them again.</p>",
-        f"<table>{_facts(diagram)}</table></section>",
+        provenance_section(facts, FACTS, _plain),
     ]
-    return document(f"{name} · phase diagram", body, str(facts.get("thalweg", "")))
+    return framed(
+        "Phase diagram",
+        str(facts.get("name", "phase diagram")),
+        _under(diagram),
+        sections,
+        headline=diagram.sentence,
+        verdicts=_verdicts(diagram),
+        caveats=caveats(diagram),
+        numbers=_tiles(diagram),
+        version=str(facts.get("thalweg", "")),
+    )
 
 
 def caveats(diagram: PhaseDiagram) -> list[str]:
@@ -147,9 +141,9 @@ def caveats(diagram: PhaseDiagram) -> list[str]:
     return notes
 
 
-def _subtitle(diagram: PhaseDiagram) -> str:
+def _under(diagram: PhaseDiagram) -> list[str]:
     facts = diagram.data.attrs
-    words = [
+    return [
         f"depth {', '.join(map(str, diagram.depths))}",
         f"width {', '.join(map(str, diagram.widths))}",
         f"{diagram.data.sizes['seed']} seeds",
@@ -157,7 +151,6 @@ def _subtitle(diagram: PhaseDiagram) -> str:
         str(facts.get("loss", "")).replace("_", " "),
         f"{facts['steps']} steps" if "steps" in facts else "",
     ]
-    return " · ".join(word for word in words if word)
 
 
 def _verdicts(diagram: PhaseDiagram) -> list[tuple[str, str]]:
@@ -200,15 +193,6 @@ def _constants(diagram: PhaseDiagram) -> str:
         rows.append((f"depth {depth}, width {width}", number(start), *cells, rate))
     head = ("network", "first sharpness", *diagram.constants, "rate at c_loss")
     return table(head, rows)
-
-
-def _facts(diagram: PhaseDiagram) -> str:
-    facts = diagram.data.attrs
-    return "".join(
-        f'<tr><th scope="row">{html.escape(words)}</th><td>{html.escape(_plain(facts[key]))}</td></tr>'
-        for key, words in FACTS
-        if facts.get(key) not in (None, "")
-    )
 
 
 def _plain(value: object) -> str:

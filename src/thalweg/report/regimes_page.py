@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from thalweg.errors import ThalwegError
+from thalweg.report.frame import framed, write_page
 from thalweg.report.numbers import fixed, number, share
-from thalweg.report.shell import caveat_list, document, figure_section, tiles, verdict_list
+from thalweg.report.shell import figure_section, table
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -86,7 +86,7 @@ def segment_table(regimes: Regimes) -> str:
         )
         rows.append(cells)
     kind = "batch sharpness" if batchy else "sharpness"
-    return _table(f"Segments; the ratio is the median of {kind} over its threshold", heads, rows)
+    return table(heads, rows, caption=f"Segments; the ratio is the median of {kind} over its threshold")
 
 
 def event_table(events: tuple[Catapult, ...]) -> str:
@@ -108,7 +108,7 @@ def event_table(events: tuple[Catapult, ...]) -> str:
     ]
     most = f", the {MOST_EVENTS} highest of {len(events)}" if len(events) > MOST_EVENTS else ""
     heads = ("event", "opened", "peak", "closed", "loss", "sharpness", "of threshold")
-    return _table(f"Excursions of the loss{most}", heads, rows)
+    return table(heads, rows, caption=f"Excursions of the loss{most}")
 
 
 def write_regimes_page(regimes: Regimes, out: str | Path, name: str = "run") -> Path:
@@ -125,11 +125,7 @@ def write_regimes_page(regimes: Regimes, out: str | Path, name: str = "run") -> 
     Raises:
         StorageError: It cannot be written; nothing is left behind.
     """
-    from thalweg.runs.files import write_text
-
-    target = Path(out)
-    write_text(target, render_regimes(regimes, name))
-    return target
+    return write_page(out, render_regimes(regimes, name))
 
 
 def render_regimes(regimes: Regimes, name: str = "run") -> str:
@@ -138,20 +134,20 @@ def render_regimes(regimes: Regimes, name: str = "run") -> str:
 
     curves = regimes.curves
     kind = curves.limit.name if curves.limit is not None else "optimizer"
-    counts = f"{len(curves.steps):,} losses, {len(curves.at):,} measurements of sharpness"
     flags = [(flag, "warn") for flag in regimes.flags if flag != "diverged"]
     kinds = {"edge of stability": "accent", "diverged": "bad"}
     sure = [(s.label, kinds.get(s.label, "plain")) for s in regimes.segments]
-    body = [
-        f'<header><p class="kind">Regimes</p><h1>{html.escape(name)}</h1>'
-        f'<p class="sub">{html.escape(f"{kind} · {counts}")}</p>',
-        f"{verdict_list([*sure, *flags])}</header>",
-        caveat_list(regimes.notes),
-        tiles(_tiles(regimes)),
-        "<noscript><p>The figure needs JavaScript; everything else is text.</p></noscript>",
-        section(regimes),
-    ]
-    return document(f"{name} · regimes", body, __version__)
+    return framed(
+        "Regimes",
+        name,
+        [kind, f"{len(curves.steps):,} losses, {len(curves.at):,} measurements of sharpness"],
+        [section(regimes)],
+        verdicts=[*sure, *flags],
+        caveats=regimes.notes,
+        numbers=_tiles(regimes),
+        version=__version__,
+        drawn="The figure needs",
+    )
 
 
 def _tiles(regimes: Regimes) -> list[tuple[str, str, str]]:
@@ -167,17 +163,3 @@ def _tiles(regimes: Regimes) -> list[tuple[str, str, str]]:
     if len(finite):
         cells.append(("agreement", share(float(finite.mean())), "over nine settings, all measurements"))
     return cells
-
-
-def _table(caption: str, heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    head = "".join(f'<th scope="col">{html.escape(text)}</th>' for text in heads)
-    body = "".join(
-        f'<tr><th scope="row">{html.escape(cells[0])}</th>'
-        + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells[1:])
-        + "</tr>"
-        for cells in rows
-    )
-    return (
-        f'<div class="numbers"><table><caption>{html.escape(caption)}</caption><thead><tr>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
-    )

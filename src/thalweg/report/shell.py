@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -18,6 +18,8 @@ POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inli
 
 OPTION = re.compile(r"(?<!\S)--[a-z][a-z-]*")
 """An option in a sentence, which should not be broken at its hyphens."""
+WORDY = ' style="white-space:normal;text-align:left"'
+"""Cells of words, where tables elsewhere hold numbers."""
 
 
 def document(title: str, body: Iterable[str], version: str) -> str:
@@ -78,6 +80,38 @@ def figure_section(
         f'data-spec="f{key}"{linked} style="height:{int(figure.layout.height)}px"></div></div></figure>'
         f'<script type="application/json" id="f{key}">{to_json(spec)}</script>{more}</section>'
     )
+
+
+def section(key: str, title: str, text: str, more: str = "") -> str:
+    """Return a section without a figure.
+
+    Args:
+        key: Its id on the page.
+        title: Its heading.
+        text: Its first paragraph, as HTML.
+        more: HTML that follows, such as a table.
+    """
+    return f'<section aria-labelledby="{key}"><h2 id="{key}">{title}</h2><p>{text}</p>{more}</section>'
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, caption: str = "", wordy: bool = False) -> str:
+    """Return a table; its first column holds names, the others numbers.
+
+    Args:
+        head: The names of the columns.
+        rows: The cells of each row.
+        caption: What is said above it; may be empty.
+        wordy: Whether the cells hold words instead.
+    """
+    style = WORDY if wordy else ""
+    top = "".join(f'<th scope="col"{style}>{html.escape(cell)}</th>' for cell in head)
+    body = "".join(
+        f'<tr><th scope="row">{html.escape(first)}</th>'
+        f"{''.join(f'<td{style}>{html.escape(cell)}</td>' for cell in rest)}</tr>"
+        for first, *rest in rows
+    )
+    above = f"<caption>{html.escape(caption)}</caption>" if caption else ""
+    return f'<div class="numbers"><table>{above}<thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def tiles(cells: Iterable[tuple[str, str, str]]) -> str:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import xarray as xr
 
 from thalweg.errors import ThalwegError
 from thalweg.report import spectrum_facts, spectrum_figures, spectrum_words
+from thalweg.report.frame import beside, framed, provenance_section, write_page
 from thalweg.report.numbers import number, seconds, share_error, with_error
-from thalweg.report.shell import caveat_list, document, figure_section, tiles, verdict_list
+from thalweg.report.shell import figure_section, section, table
 
 KINDS = (
     "spectrum",
@@ -77,12 +77,8 @@ def write_spectrum_page(path: str | Path, out: str | Path | None = None) -> Path
         StorageError: The page cannot be written; nothing is left behind.
     """
     from thalweg.runs.analyses import read_analysis
-    from thalweg.runs.files import write_text
 
-    source = Path(path)
-    target = Path(out) if out is not None else source.with_suffix(".html")
-    write_text(target, render_spectrum(read_analysis(source, "spectrum")))
-    return target
+    return write_page(beside(path, out), render_spectrum(read_analysis(Path(path), "spectrum")))
 
 
 def newest_analysis(run: Path) -> xr.Dataset | None:
@@ -106,22 +102,17 @@ def render_spectrum(data: xr.Dataset) -> str:
         data: A spectrum, as ``thalweg spectrum`` writes it.
     """
     words = spectrum_words
-    name = str(data.attrs.get("name", "spectrum"))
-    body = [
-        f'<header><p class="kind">Spectrum</p><h1>{html.escape(name)}</h1><p class="sub">{_subtitle(data)}</p>',
-        f"{verdict_list(words.verdicts(data))}</header>",
-        f'<p class="headline">{html.escape(" ".join(words.headline(data)))}</p>',
-        caveat_list(words.caveats(data)),
-        tiles(words.tiles(data)),
-        "<noscript><p>The figures need JavaScript; everything else is text.</p></noscript>",
-        *_sections(data, ""),
-        _eigenvalue_table(data),
-        _cost(data),
-        '<section class="provenance" aria-labelledby="provenance"><h2 id="provenance">Provenance</h2>',
-        "<p>Where these numbers come from, and what it takes to compute them again.</p>",
-        f"<table>{_facts(data)}</table></section>",
-    ]
-    return document(f"{name} · spectrum", body, str(data.attrs.get("thalweg", "")))
+    return framed(
+        "Spectrum",
+        str(data.attrs.get("name", "spectrum")),
+        _under(data),
+        [*_sections(data, ""), _eigenvalue_table(data), _cost(data), provenance_section(data.attrs, FACTS)],
+        headline=" ".join(words.headline(data)),
+        verdicts=words.verdicts(data),
+        caveats=words.caveats(data),
+        numbers=words.tiles(data),
+        version=str(data.attrs.get("thalweg", "")),
+    )
 
 
 def spectrum_sections(data: xr.Dataset) -> list[str]:
@@ -157,11 +148,11 @@ def _sections(data: xr.Dataset, where: str, told: Sequence[str] = ()) -> list[st
     ]
 
 
-def _subtitle(data: xr.Dataset) -> str:
+def _under(data: xr.Dataset) -> list[str]:
     facts = data.attrs
     step = facts.get("step")
     size, samples = float(facts.get("dimension", 0)), float(facts.get("samples", 0))
-    words = [
+    return [
         spectrum_facts.operator_name(data),
         f"step {int(step):,}" if step is not None else "",
         str(facts.get("model", "")),
@@ -169,7 +160,6 @@ def _subtitle(data: xr.Dataset) -> str:
         f"{samples:,.0f} samples",
         str(facts.get("optimizer", "")),
     ]
-    return html.escape(" · ".join(word for word in words if word))
 
 
 def _layer_table(data: xr.Dataset) -> str:
@@ -201,11 +191,8 @@ def _eigenvalue_table(data: xr.Dataset) -> str:
         part = f"{value / limit:.4f}" if limit and end > 0 else ""
         rows.append((*row, part) if limit else tuple(row))
     head = ("end", "eigenvalue", "residual", *(("of the threshold",) if limit else ()))
-    return (
-        '<section aria-labelledby="eigenvalues"><h2 id="eigenvalues">Eigenvalues</h2>'
-        "<p>An eigenvalue lies within the residual of each value, up to rounding; usually it is far closer.</p>"
-        f"{table(head, rows)}</section>"
-    )
+    told = "An eigenvalue lies within the residual of each value, up to rounding; usually it is far closer."
+    return section("eigenvalues", "Eigenvalues", told, table(head, rows))
 
 
 def _cost(data: xr.Dataset) -> str:
@@ -221,30 +208,5 @@ def _cost(data: xr.Dataset) -> str:
         )
     ]
     head = ("stage", "products", "time", "in gradients")
-    return (
-        '<section aria-labelledby="cost"><h2 id="cost">Cost</h2>'
-        f"<p>{html.escape(spectrum_words.cost_finding(data))} One gradient took "
-        f"{seconds(float(data['gradient_seconds']))}.</p>{table(head, rows)}</section>"
-    )
-
-
-def _facts(data: xr.Dataset) -> str:
-    rows = [(words, data.attrs[key]) for key, words in FACTS if data.attrs.get(key) not in (None, "")]
-    return "".join(
-        f'<tr><th scope="row">{html.escape(words)}</th><td>{html.escape(_plain(value))}</td></tr>'
-        for words, value in rows
-    )
-
-
-def _plain(value: object) -> str:
-    return f"{int(value):,}" if isinstance(value, (int, np.integer)) else str(value)[:2000]
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table of numbers; its first column holds names."""
-    top = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in head)
-    body = "".join(
-        f'<tr><th scope="row">{html.escape(first)}</th>{"".join(f"<td>{html.escape(cell)}</td>" for cell in rest)}</tr>'
-        for first, *rest in rows
-    )
-    return f'<div class="numbers"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+    found, once = html.escape(spectrum_words.cost_finding(data)), seconds(float(data["gradient_seconds"]))
+    return section("cost", "Cost", f"{found} One gradient took {once}.", table(head, rows))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from thalweg.errors import ThalwegError
+from thalweg.report.frame import framed, write_page
 from thalweg.report.numbers import number
-from thalweg.report.shell import caveat_list, document, figure_section, tiles, verdict_list
+from thalweg.report.shell import caveat_list, figure_section, table
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -35,8 +35,6 @@ SEE_MEAN = (
     "The mean loss over ever longer stretches of the window, with two standard errors. A mean that has a limit stops "
     "moving, and none need exist."
 )
-WORDY = 'style="white-space:normal;text-align:left"'
-"""Cells of words, where tables elsewhere hold numbers."""
 KINDS = {
     "invariant regime": "accent",
     "stationary point": "good",
@@ -113,17 +111,9 @@ def evidence_table(verdict: Verdict) -> str:
     """Return the evidence as an HTML table; nothing without."""
     if not verdict.evidence:
         return ""
-    body = "".join(
-        f'<tr><th scope="row">{html.escape(row.name)}</th><td {WORDY}>{html.escape(row.value)}</td>'
-        f"<td {WORDY}>{html.escape(row.says)}</td></tr>"
-        for row in verdict.evidence
-    )
-    heads = "".join(f'<th scope="col" {WORDY}>{text}</th>' for text in ("evidence", "value", "says"))
     window = f", {verdict.window}" if verdict.window is not None else ""
-    return (
-        f'<div class="numbers"><table><caption>{html.escape(f"What the verdict is made of{window}")}</caption>'
-        f"<thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
-    )
+    rows = [(row.name, row.value, row.says) for row in verdict.evidence]
+    return table(("evidence", "value", "says"), rows, caption=f"What the verdict is made of{window}", wordy=True)
 
 
 def open_list(verdict: Verdict) -> str:
@@ -149,27 +139,23 @@ def write_stationarity_page(verdict: Verdict, out: str | Path, name: str = "run"
     Raises:
         StorageError: It cannot be written; nothing is left behind.
     """
-    from thalweg.runs.files import write_text
-
-    target = Path(out)
-    write_text(target, render_stationarity(verdict, name))
-    return target
+    return write_page(out, render_stationarity(verdict, name))
 
 
 def render_stationarity(verdict: Verdict, name: str = "run") -> str:
     """Return the page as text."""
     from thalweg import __version__
 
-    window = f"{verdict.window}" if verdict.window is not None else "no window"
-    body = [
-        f'<header><p class="kind">Stationarity</p><h1>{html.escape(name)}</h1><p class="sub">{html.escape(window)}</p>',
-        f"{verdict_list([(verdict.kind, KINDS[verdict.kind])])}</header>",
-        caveat_list(verdict.notes),
-        tiles(_tiles(verdict)),
-        "<noscript><p>The figures need JavaScript; everything else is text.</p></noscript>",
-        *sections(verdict),
-    ]
-    return document(f"{name} · stationarity", body, __version__)
+    return framed(
+        "Stationarity",
+        name,
+        [f"{verdict.window}" if verdict.window is not None else "no window"],
+        sections(verdict),
+        verdicts=[(verdict.kind, KINDS[verdict.kind])],
+        caveats=verdict.notes,
+        numbers=_tiles(verdict),
+        version=__version__,
+    )
 
 
 def _memory(verdict: Verdict) -> str:

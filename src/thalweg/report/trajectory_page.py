@@ -9,9 +9,9 @@ from pathlib import Path
 import thalweg
 from thalweg.errors import ThalwegError
 from thalweg.report import trajectory_figures, trajectory_words
+from thalweg.report.frame import framed, write_page
 from thalweg.report.numbers import fixed, number
-from thalweg.report.shell import caveat_list, document, figure_section, tiles, verdict_list
-from thalweg.report.spectrum_page import table
+from thalweg.report.shell import figure_section, section, table
 from thalweg.runs.analyses import analyses
 from thalweg.trajectories.figure import MOST
 from thalweg.trajectories.hallmarks import Hallmarks, hallmarks
@@ -112,18 +112,18 @@ def render_map(found: TrajectoryMap, name: str = "trajectory", marks: Hallmarks 
         marks: Its hallmarks.
     """
     steps = found.steps
-    groups = f" · {len(found.groups) - 1} groups" if len(found.groups) > 1 else ""
-    under = f"{len(steps):,} checkpoints · steps {steps[0]:,} to {steps[-1]:,}{groups}"
-    body = [
-        f'<header><p class="kind">Trajectory</p><h1>{html.escape(name)}</h1><p class="sub">{html.escape(under)}</p>',
-        f"{verdict_list(trajectory_words.verdicts(found, marks))}</header>",
-        f'<p class="headline">{html.escape(" ".join(trajectory_words.headline(found, marks)))}</p>',
-        caveat_list(trajectory_words.caveats(found, marks)),
-        tiles(trajectory_words.tiles(found)),
-        "<noscript><p>The figures need JavaScript; everything else is text.</p></noscript>",
-        *trajectory_sections(found, marks, told=False),
-    ]
-    return document(f"{name} · trajectory", body, thalweg.__version__)
+    groups = f"{len(found.groups) - 1} groups" if len(found.groups) > 1 else ""
+    return framed(
+        "Trajectory",
+        name,
+        [f"{len(steps):,} checkpoints", f"steps {steps[0]:,} to {steps[-1]:,}", groups],
+        trajectory_sections(found, marks, told=False),
+        headline=" ".join(trajectory_words.headline(found, marks)),
+        verdicts=trajectory_words.verdicts(found, marks),
+        caveats=trajectory_words.caveats(found, marks),
+        numbers=trajectory_words.tiles(found),
+        version=thalweg.__version__,
+    )
 
 
 def write_map_page(
@@ -140,10 +140,7 @@ def write_map_page(
     Raises:
         StorageError: The page cannot be written; nothing is left behind.
     """
-    from thalweg.runs.files import write_text
-
-    write_text(Path(out), render_map(found, name, marks))
-    return Path(out)
+    return write_page(out, render_map(found, name, marks))
 
 
 def _numbers(found: MeasureTable) -> str:
@@ -153,11 +150,11 @@ def _numbers(found: MeasureTable) -> str:
         (row.name, *map(_cell, (row.value, row.line, row.walk, row.mixing)), *((_cell(row.decay),) if decay else ()))
         for row in found
     ]
-    return (
-        '<section aria-labelledby="trajectory-numbers"><h2 id="trajectory-numbers">Numbers beside their nulls</h2>'
-        "<p>The nulls have the steps and the sizes of the updates of this path: all in one direction, in unrelated "
-        f"directions, or from independent draws around a centre.</p>{table(heads, rows)}</section>"
+    told = (
+        "The nulls have the steps and the sizes of the updates of this path: all in one direction, in unrelated "
+        "directions, or from independent draws around a centre."
     )
+    return section("trajectory-numbers", "Numbers beside their nulls", told, table(heads, rows))
 
 
 def _bursts(found: TrajectoryMap) -> str:
@@ -168,12 +165,12 @@ def _bursts(found: TrajectoryMap) -> str:
         (f"{one.first:,} to {one.last:,}", *map(_cell, (one.cosine, one.sharpness, one.standard_error, one.drift)))
         for one in found.bursts
     ]
-    return (
-        '<section aria-labelledby="trajectory-bursts"><h2 id="trajectory-bursts">Consecutive steps</h2>'
-        "<p>The cosine tells the curvature along the updates without any Hessian product, R = 2 (μ − cosine) / η, "
+    told = (
+        "The cosine tells the curvature along the updates without any Hessian product, R = 2 (μ − cosine) / η, "
         "where they are stationary: where the drift is near 0. At the edge of stability without momentum the cosine is "
-        f"−1. Estimated from projections.</p>{table(heads, rows)}</section>"
+        "−1. Estimated from projections."
     )
+    return section("trajectory-bursts", "Consecutive steps", told, table(heads, rows))
 
 
 def _labels(marks: Hallmarks | None) -> str:
@@ -184,11 +181,11 @@ def _labels(marks: Hallmarks | None) -> str:
         f"{html.escape('; '.join(map(str, mark.evidence)))}</li>"
         for mark in marks.marks
     )
-    return (
-        '<section aria-labelledby="trajectory-labels"><h2 id="trajectory-labels">Hallmarks</h2>'
-        "<p>What stretches of the path look like, each with all that its label rests on. Conditions and thresholds are "
-        f"proposals, and none is a judgement of the run.</p><ul>{rows}</ul></section>"
+    told = (
+        "What stretches of the path look like, each with all that its label rests on. Conditions and thresholds are "
+        "proposals, and none is a judgement of the run."
     )
+    return section("trajectory-labels", "Hallmarks", told, f"<ul>{rows}</ul>")
 
 
 def _cell(value: float) -> str:
