@@ -8,6 +8,7 @@ import xarray as xr
 from plotly.subplots import make_subplots
 
 from thalweg.report.facts import edge
+from thalweg.report.look import dress
 from thalweg.report.series import Series, Steps, aligned, broken, cadence, gaps, series, thin
 
 LIGHT = ("#0068A8", "#C24A00", "#00795A", "#A8447F", "#8A6300", "#3B7FB5", "#6B4FA0", "#5F6670")
@@ -242,24 +243,8 @@ def _finish(figure: go.Figure, data: xr.Dataset, names: list[str], *, log: bool 
         log: Whether the first row is logarithmic.
     """
     rows = 3 if "yaxis3" in figure.layout else 2 if "yaxis2" in figure.layout else 1
-    figure.update_layout(
-        margin={"l": 64, "r": 16, "t": 40, "b": 46},
-        legend={
-            "orientation": "h",
-            "yref": "container",
-            "y": 1,
-            "yanchor": "top",
-            "x": 0,
-            "xanchor": "left",
-            "tracegroupgap": 0,
-        },
-        hovermode="x unified",
-        font={"family": "system-ui, -apple-system, Segoe UI, Roboto, sans-serif", "size": 13},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        showlegend=True,
-        height=(0, 370, 480, 600)[rows],
-    )
+    dress(figure, (0, 370, 480, 600)[rows], hover="x unified")
+    figure.update_layout(legend={"tracegroupgap": 0})
     last = int(data["step"].max()) if data.sizes.get("step", 0) else 1
     margin = 0.01 * max(last, 1)
     figure.update_xaxes(zeroline=False, hoverformat=",d", range=[-margin, max(last, 1) + margin])

@@ -13,6 +13,7 @@ from thalweg.flows.result import FlowResult
 from thalweg.report.figures import LIGHT
 from thalweg.report.figures import LIMIT as LIMIT_COLOUR
 from thalweg.report.flow_facts import column, onset, sigma_of, smoothed, steps
+from thalweg.report.look import dress
 from thalweg.report.numbers import number
 from thalweg.report.series import Floats, Series, thin
 
@@ -172,16 +173,7 @@ def _line(
 
 def _finish(figure: go.Figure, result: FlowResult, title: str) -> go.Figure:
     """Add what all figures share: titles, the step axis, and where the flow becomes critical."""
-    figure.update_layout(
-        margin={"l": 64, "r": 16, "t": 40, "b": 46},
-        legend={"orientation": "h", "yref": "container", "y": 1, "yanchor": "top", "x": 0, "xanchor": "left"},
-        hovermode="x unified",
-        font={"family": "system-ui, -apple-system, Segoe UI, Roboto, sans-serif", "size": 13},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        showlegend=True,
-        height=370,
-    )
+    dress(figure, 370, hover="x unified")
     x = steps(result)
     margin = 0.01 * max(int(x[-1] - x[0]), 1)
     figure.update_xaxes(zeroline=False, hoverformat=",d", range=[x[0] - margin, x[-1] + margin], title="step")

@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from thalweg.report.figures import LIGHT, LIMIT
+from thalweg.report.look import dress
 from thalweg.report.spectrum_figures import labels
 
 MARKS = {1.0: "glass", 3.0: "kink", 4.0: "smooth"}
@@ -168,15 +169,6 @@ def _names(data: xr.Dataset) -> list[str]:
 
 
 def _finish(figure: go.Figure, height: int) -> go.Figure:
-    figure.update_layout(
-        margin={"l": 64, "r": 16, "t": 56, "b": 50},
-        legend={"orientation": "h", "yref": "container", "y": 1, "yanchor": "top", "x": 0, "xanchor": "left"},
-        hovermode="closest",
-        font={"family": "system-ui, -apple-system, Segoe UI, Roboto, sans-serif", "size": 13},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        showlegend=True,
-        height=height,
-    )
+    dress(figure, height, top=56, bottom=50, hover="closest")
     figure.update_xaxes(zeroline=False, exponentformat="power")
     return figure.update_yaxes(zeroline=False, automargin=True, exponentformat="power")

@@ -11,6 +11,7 @@ import xarray as xr
 from plotly.subplots import make_subplots
 
 from thalweg.report.figures import FAR, LIGHT, LIMIT
+from thalweg.report.look import dress
 from thalweg.report.series import Floats
 
 BAND = "rgba(110,150,195,0.32)"
@@ -201,15 +202,6 @@ def _band(figure: go.Figure, x: Floats, low: Floats, high: Floats) -> None:
 
 
 def _finish(figure: go.Figure, height: int) -> go.Figure:
-    figure.update_layout(
-        margin={"l": 64, "r": 16, "t": 40, "b": 50},
-        legend={"orientation": "h", "yref": "container", "y": 1, "yanchor": "top", "x": 0, "xanchor": "left"},
-        hovermode="closest",
-        font={"family": "system-ui, -apple-system, Segoe UI, Roboto, sans-serif", "size": 13},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        showlegend=True,
-        height=height,
-    )
+    dress(figure, height, bottom=50, hover="closest")
     figure.update_xaxes(zeroline=False, automargin=False, exponentformat="power")
     return figure.update_yaxes(zeroline=False, automargin=True, exponentformat="power")

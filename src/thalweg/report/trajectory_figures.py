@@ -11,6 +11,7 @@ from plotly.subplots import make_subplots
 
 from thalweg.report.figures import LIGHT
 from thalweg.report.figures import LIMIT as LIMIT_COLOUR
+from thalweg.report.look import dress
 from thalweg.report.trajectory_facts import WHOLE, closest_null, floor_steps, omega_of
 from thalweg.trajectories.complexity import complexity
 from thalweg.trajectories.figure import MOST, SIMILAR, chosen, hatching, heatmap, packed
@@ -25,7 +26,6 @@ SMALL = 48
 FEW = 8
 """Groups whose curves are drawn beside the whole."""
 PALE = "rgba(125,133,144,0.85)"
-_FONT = {"family": "system-ui, -apple-system, Segoe UI, Roboto, sans-serif", "size": 13}
 
 
 def map_figure(found: TrajectoryMap) -> go.Figure:
@@ -307,14 +307,7 @@ def _hatch(figure: go.Figure, found: TrajectoryMap, rows: tuple[int, ...]) -> No
 
 
 def _finish(figure: go.Figure, height: int) -> go.Figure:
-    return figure.update_layout(
-        margin={"l": 64, "r": 16, "t": 60, "b": 46},
-        legend={"orientation": "h", "yref": "container", "y": 1, "yanchor": "top", "x": 0, "xanchor": "left"},
-        font=_FONT,
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        height=height,
-    )
+    return dress(figure, height, top=60)
 
 
 def _reach(values: Floats) -> float:
