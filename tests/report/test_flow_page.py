@@ -4,11 +4,11 @@ import html
 import json
 import re
 import shutil
-import time
 
 import numpy as np
 import pytest
 import torch
+from browser import READY, until, window
 from flows_to_draw import forecast
 from runs_to_draw import edge_run, manifest
 
@@ -256,38 +256,14 @@ def test_a_run_that_does_not_oscillate_yet_is_not_compared_by_variance():
     assert "times the predicted one" not in told
 
 
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if chromium is None or driver is None:
-        pytest.skip("chromium or chromedriver is not installed (Debian: chromium, chromium-driver)")
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-component-update"):
-        options.add_argument(flag)
-    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('profile')}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    session = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield session
-    session.quit()
-
-
 @pytest.mark.browser
 @pytest.mark.parametrize("width", [1280, 390])
 def test_in_a_real_browser(browser, tmp_path, width):
     path = tmp_path / "page.html"
     path.write_text(render_flow(forecast(name="<b>" + "long" * 60, first_step=2000)))
-    browser.execute_cdp_cmd(
-        "Emulation.setDeviceMetricsOverride",
-        {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500},
-    )
+    window(browser, width)
     browser.get(path.as_uri())
-    deadline = time.monotonic() + 60
-    while not browser.execute_script("return [...document.querySelectorAll('.plot')].every(p => p.dataset.ready)"):
-        assert time.monotonic() < deadline, "the plots did not finish"
-        time.sleep(0.1)
+    until(browser, READY, 60, "the plots did not finish")
     wide, inner = browser.execute_script("return [document.documentElement.scrollWidth, innerWidth]")
     assert wide <= inner, "no sideways scrolling"
     curves = browser.execute_script("return [...document.querySelectorAll('.plot')].map(p => p.data.length)")

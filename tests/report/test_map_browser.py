@@ -1,16 +1,15 @@
 """A map of many checkpoints and layers, drawn by a real browser: size, time to draw, time to change the layer."""
 
-import shutil
 import time
 
 import numpy as np
 import pytest
+from browser import READY, severe, until
 from trajectories_to_draw import mapped, walk
 
 from thalweg.report.trajectory_page import TITLES, marks_of, write_map_page
 
 CHECKPOINTS, LAYERS = 154, 40
-READY = "return [...document.querySelectorAll('.plot')].every(p => p.dataset.ready)"
 CHOOSE = (
     "const d = arguments[0], p = document.querySelector('.plot'), t = performance.now();"
     "Plotly.restyle(p, p.layout.updatemenus[0].buttons.at(-1).args[0]).then(() => d(performance.now() - t))"
@@ -19,43 +18,22 @@ CHOOSE = (
 
 @pytest.mark.slow
 @pytest.mark.browser
-def test_many_checkpoints_and_layers_stay_quick(tmp_path):
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if chromium is None or driver is None:
-        pytest.skip("chromium or chromedriver is not installed (Debian: chromium, chromium-driver)")
-    from selenium import webdriver
-
+def test_many_checkpoints_and_layers_stay_quick(browser, tmp_path):
     steps = np.array([0, *(2**i for i in range(10)), *range(1000, 143_001, 1000)])
     assert len(steps) == CHECKPOINTS
     points = {f"layers.{i}.w": walk(CHECKPOINTS, 300, 1 + i / 40, i) for i in range(LAYERS)}
     found = mapped(points, groups="layer", steps=steps, quantum=2e-4)
     page = write_map_page(found, tmp_path / "map.html", "many", marks_of(found))
     assert page.stat().st_size < 9_000_000  # of which 4.8 MB are Plotly
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in (
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-dev-shm-usage",
-        f"--user-data-dir={tmp_path / 'profile'}",
-    ):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    try:
-        browser.set_window_size(1100, 900)
-        began = time.monotonic()
-        browser.get(page.as_uri())
-        while not browser.execute_script(READY):
-            assert time.monotonic() - began < 15, "the plots did not finish"
-            time.sleep(0.05)
-        drawn = time.monotonic() - began
-        print(f"{page.stat().st_size / 1e6:.2f} MB, all figures after {drawn:.2f} s")
-        assert browser.execute_script("return document.querySelectorAll('.plot').length") == len(TITLES)
-        changed = browser.execute_async_script(CHOOSE)
-        print(f"another layer after {changed:.0f} ms")
-        assert changed < 1000
-        assert browser.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
-        assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
-    finally:
-        browser.quit()
+    browser.set_window_size(1100, 900)
+    began = time.monotonic()
+    browser.get(page.as_uri())
+    until(browser, READY, 15 - (time.monotonic() - began), "the plots did not finish")
+    drawn = time.monotonic() - began
+    print(f"{page.stat().st_size / 1e6:.2f} MB, all figures after {drawn:.2f} s")
+    assert browser.execute_script("return document.querySelectorAll('.plot').length") == len(TITLES)
+    changed = browser.execute_async_script(CHOOSE)
+    print(f"another layer after {changed:.0f} ms")
+    assert changed < 1000
+    assert browser.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
+    assert not severe(browser)

@@ -5,11 +5,11 @@ import html
 import html.parser
 import json
 import re
-import shutil
 import time
 
 import pytest
 import torch
+from browser import READY, scheme, until, window
 from runs_to_draw import cubic_run, edge_run, kinds, loop, manifest
 
 import thalweg as tw
@@ -132,53 +132,20 @@ def test_not_a_run(tmp_path):
         write_report(tmp_path)
 
 
-FLAGS = (
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
-
-
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if chromium is None or driver is None:
-        pytest.skip("chromium or chromedriver is not installed (Debian: chromium, chromium-driver)")
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    session = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    session.execute_cdp_cmd("Network.enable", {})
-    session.execute_cdp_cmd(
+def browser(browser):
+    browser.execute_cdp_cmd("Network.enable", {})
+    browser.execute_cdp_cmd(
         "Network.emulateNetworkConditions",
         {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0},
     )
-    yield session
-    session.quit()
+    return browser
 
 
 def show(browser, path, width, dark):
-    browser.execute_cdp_cmd(
-        "Emulation.setDeviceMetricsOverride",
-        {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500},
-    )
-    scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+    window(browser, width, dark=dark)
     browser.get(path.as_uri())
-    deadline = time.monotonic() + 60
-    ready = "return [...document.querySelectorAll('.plot')].every(p => p.dataset.ready)"
-    while not browser.execute_script(ready):
-        assert time.monotonic() < deadline, "the plots did not finish"
-        time.sleep(0.1)
+    until(browser, READY, 60, "the plots did not finish")
 
 
 @pytest.mark.browser
@@ -230,8 +197,7 @@ def test_follows_a_change_of_scheme_while_open(browser, page, tmp_path):
     path.write_text(page)
     show(browser, path, 1280, dark=False)
     assert trace_colour(browser) == figures.LIGHT[0]
-    scheme = {"name": "prefers-color-scheme", "value": "dark"}
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+    scheme(browser, dark=True)
     deadline = time.monotonic() + 20
     while trace_colour(browser) != figures.DARK[0]:
         assert time.monotonic() < deadline, "the figures stayed light"

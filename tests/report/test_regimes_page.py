@@ -1,12 +1,11 @@
 """The page of a segmentation, and the section of a run's own page; looked at in a real browser."""
 
-import shutil
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from browser import READY, severe, until
 from runs_to_draw import dataset, edge_run
 
 from thalweg.phases.regimes import segment
@@ -83,33 +82,10 @@ def test_many_events_are_cut_short():
 
 @pytest.mark.slow
 @pytest.mark.browser
-def test_in_a_real_browser(found, tmp_path):
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if chromium is None or driver is None:
-        pytest.skip("chromium or chromedriver is not installed (Debian: chromium, chromium-driver)")
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in (
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-dev-shm-usage",
-        f"--user-data-dir={tmp_path / 'profile'}",
-    ):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    try:
-        browser.set_window_size(1000, 1100)
-        browser.get(write_regimes_page(found, tmp_path / "page.html").as_uri())
-        ready = "return [...document.querySelectorAll('.plot')].every(p => p.dataset.ready)"
-        deadline = time.monotonic() + 20
-        while not browser.execute_script(ready):
-            assert time.monotonic() < deadline, "the figure did not finish"
-            time.sleep(0.05)
-        assert browser.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
-        assert len(browser.find_elements("css selector", ".annotation")) >= 3
-        assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
-    finally:
-        browser.quit()
+def test_in_a_real_browser(found, browser, tmp_path):
+    browser.set_window_size(1000, 1100)
+    browser.get(write_regimes_page(found, tmp_path / "page.html").as_uri())
+    until(browser, READY, 20, "the figure did not finish")
+    assert browser.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
+    assert len(browser.find_elements("css selector", ".annotation")) >= 3
+    assert not severe(browser)

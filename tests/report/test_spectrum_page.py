@@ -3,11 +3,10 @@
 import html
 import json
 import re
-import shutil
-import time
 
 import numpy as np
 import pytest
+from browser import READY, until, window
 from runs_to_draw import edge_run, manifest
 from spectra_to_draw import bulk_and_outliers, spectrum
 
@@ -232,24 +231,6 @@ def test_the_page_of_a_run_shows_the_latest_analysis(tmp_path):
     assert newest_analysis(tmp_path) is None, "a damaged analysis does not take the report away"
 
 
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if chromium is None or driver is None:
-        pytest.skip("chromium or chromedriver is not installed (Debian: chromium, chromium-driver)")
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-component-update"):
-        options.add_argument(flag)
-    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('profile')}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    session = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield session
-    session.quit()
-
-
 LONG = [(f"transformer.blocks.{i}.attention.projection", 10**6 + i, 1.0 + i, 50.0 - i, 2.0) for i in range(40)]
 
 
@@ -260,16 +241,9 @@ def test_in_a_real_browser(browser, tmp_path, width, kind):
     path = tmp_path / "page.html"
     path.write_text(render_spectrum(spectrum() if kind == "usual" else spectrum(layers=LONG, name="<b>" + "long" * 60)))
     dark = width < 500
-    browser.execute_cdp_cmd(
-        "Emulation.setDeviceMetricsOverride", {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": dark}
-    )
-    scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+    window(browser, width, dark=dark)
     browser.get(path.as_uri())
-    deadline = time.monotonic() + 60
-    while not browser.execute_script("return [...document.querySelectorAll('.plot')].every(p => p.dataset.ready)"):
-        assert time.monotonic() < deadline, "the plots did not finish"
-        time.sleep(0.1)
+    until(browser, READY, 60, "the plots did not finish")
     wide, inner = browser.execute_script("return [document.documentElement.scrollWidth, innerWidth]")
     assert wide <= inner, "no sideways scrolling"
     assert browser.execute_script("return document.querySelectorAll('.barlayer .trace').length") == 2

@@ -1,11 +1,9 @@
 """The page of a verdict, and the sections of a run's own page; looked at in a real browser."""
 
-import shutil
-import time
-
 import numpy as np
 import pytest
 import xarray as xr
+from browser import READY, severe, until
 
 from thalweg.report.stationarity_page import render_stationarity, stationarity_sections, write_stationarity_page
 from thalweg.stationarity.assess import assess
@@ -58,33 +56,9 @@ def test_odd_manifests_are_survived(manifest):
 
 @pytest.mark.slow
 @pytest.mark.browser
-def test_in_a_real_browser(tmp_path):
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if chromium is None or driver is None:
-        pytest.skip("chromium or chromedriver is not installed (Debian: chromium, chromium-driver)")
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in (
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-dev-shm-usage",
-        f"--user-data-dir={tmp_path / 'profile'}",
-    ):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    try:
-        browser.set_window_size(1000, 1100)
-        browser.get(write_stationarity_page(assess(data()), tmp_path / "page.html").as_uri())
-        ready = "return [...document.querySelectorAll('.plot')].every(p => p.dataset.ready)"
-        deadline = time.monotonic() + 20
-        while not browser.execute_script(ready):
-            assert time.monotonic() < deadline, "a figure did not finish"
-            browser.execute_script("window.scrollBy(0, 800)")
-            time.sleep(0.1)
-        assert browser.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
-        assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
-    finally:
-        browser.quit()
+def test_in_a_real_browser(browser, tmp_path):
+    browser.set_window_size(1000, 1100)
+    browser.get(write_stationarity_page(assess(data()), tmp_path / "page.html").as_uri())
+    until(browser, READY, 20, "a figure did not finish", "window.scrollBy(0, 800)")
+    assert browser.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
+    assert not severe(browser)

@@ -2,10 +2,10 @@
 
 import html
 import re
-import shutil
 import time
 
 import pytest
+from browser import READY, severe, until
 from trajectories_to_draw import mapped, walk
 
 from thalweg.report.trajectory_page import TITLES, render_map, trajectory_sections, write_map_page
@@ -49,43 +49,20 @@ def test_it_is_written_whole(layered, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.browser
-def test_in_a_real_browser(layered, tmp_path):
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if chromium is None or driver is None:
-        pytest.skip("chromium or chromedriver is not installed (Debian: chromium, chromium-driver)")
-    from selenium import webdriver
+def test_in_a_real_browser(layered, browser, tmp_path):
     from selenium.webdriver import ActionChains
 
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in (
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-dev-shm-usage",
-        f"--user-data-dir={tmp_path / 'profile'}",
-    ):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    try:
-        browser.set_window_size(1100, 900)
-        browser.get(write_map_page(layered, tmp_path / "map.html", "run", hallmarks(layered)).as_uri())
-        ready = "return [...document.querySelectorAll('.plot')].every(p => p.dataset.ready)"
-        deadline = time.monotonic() + 60
-        while not browser.execute_script(ready):
-            assert time.monotonic() < deadline, "the plots did not finish"
-            time.sleep(0.1)
-        assert browser.execute_script("return document.querySelectorAll('.plot').length") == len(TITLES)
-        place = browser.find_element("css selector", ".plot .nsewdrag")
-        ActionChains(browser).move_to_element_with_offset(place, 60, -60).perform()
-        hover = "return [...document.querySelectorAll('.plot .hoverlayer text')].map(x => x.textContent).join()"
-        while not (shown := browser.execute_script(hover)):
-            assert time.monotonic() < deadline, "no hover"
-            time.sleep(0.1)
-        assert re.search(r"steps [\d,]+ and [\d,]+cosine 0\.\d{4}random walk 0\.\d{3}", shown)
-        choose = "const d = arguments[0], p = document.querySelector('.plot');"
-        choose += "Plotly.restyle(p, p.layout.updatemenus[0].buttons[2].args[0]).then(() => d(p.data[2].visible))"
-        assert browser.execute_async_script(choose) is True
-        assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
-    finally:
-        browser.quit()
+    browser.set_window_size(1100, 900)
+    browser.get(write_map_page(layered, tmp_path / "map.html", "run", hallmarks(layered)).as_uri())
+    deadline = time.monotonic() + 60
+    until(browser, READY, deadline - time.monotonic(), "the plots did not finish")
+    assert browser.execute_script("return document.querySelectorAll('.plot').length") == len(TITLES)
+    place = browser.find_element("css selector", ".plot .nsewdrag")
+    ActionChains(browser).move_to_element_with_offset(place, 60, -60).perform()
+    hover = "return [...document.querySelectorAll('.plot .hoverlayer text')].map(x => x.textContent).join()"
+    shown = until(browser, hover, deadline - time.monotonic(), "no hover")
+    assert re.search(r"steps [\d,]+ and [\d,]+cosine 0\.\d{4}random walk 0\.\d{3}", shown)
+    choose = "const d = arguments[0], p = document.querySelector('.plot');"
+    choose += "Plotly.restyle(p, p.layout.updatemenus[0].buttons[2].args[0]).then(() => d(p.data[2].visible))"
+    assert browser.execute_async_script(choose) is True
+    assert not severe(browser)
