@@ -226,7 +226,7 @@ def test_the_page_of_a_run_shows_the_latest_analysis(tmp_path):
     page = render(edge_run(), manifest(), (), newest)
     assert ">Spectrum at step 400</h2>" in page
     assert ">Layers at step 400</h2>" in page
-    assert page.count('data-axis="step"') == page.count('class="plot"') - 2, "figures over other axes do not zoom along"
+    assert page.count('data-axis="step"') == page.count('class="plot"') - 3, "figures over other axes do not zoom along"
     (tmp_path / "analyses" / "spectrum-400.nc").write_bytes(b"broken")
     assert newest_analysis(tmp_path) is None, "a damaged analysis does not take the report away"
 

@@ -8,7 +8,7 @@ import torch
 import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.reference import series as naive
+from reference import series as naive
 
 from thalweg.errors import InvalidInput, NonFinite
 from thalweg.stationarity import arviz, refusals

@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 import pytest
-from tests.reference import series as naive
+from reference import series as naive
 
 from thalweg.errors import InvalidInput
 from thalweg.stationarity import refusals
