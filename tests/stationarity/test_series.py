@@ -8,8 +8,8 @@ import torch
 import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import series as naive
 
+from reference import series as naive
 from thalweg.errors import InvalidInput, NonFinite
 from thalweg.stationarity import arviz, refusals
 from thalweg.stationarity.doubling import doubling

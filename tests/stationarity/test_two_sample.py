@@ -6,8 +6,8 @@ import time
 
 import numpy as np
 import pytest
-from reference import series as naive
 
+from reference import series as naive
 from thalweg.errors import InvalidInput
 from thalweg.stationarity import refusals
 from thalweg.stationarity.two_sample import block_test, holm, slowest
