@@ -18,6 +18,7 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor, init_d
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import cases
+from leaving import leave
 from reference import dense
 from thalweg.operators import from_dense, hessian
 from thalweg.operators.data_parallel import data_parallel
@@ -469,7 +470,7 @@ def main():
         found[name] = own_results
     if first():
         Path(path).write_text(json.dumps(found))
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """What processes find out together, launched by torchrun: ``alice_worker.py RESULTS.json``."""
 
 import json
-import os
 import sys
 import tempfile
+from pathlib import Path
 
 import torch
 from torch import distributed as dist
@@ -14,6 +14,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor, init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from leaving import leave
 from thalweg.optim.alice import Alice
 
 STEPS = 16
@@ -128,11 +130,7 @@ def main():
     if dist.get_rank() == 0:
         with open(sys.argv[1], "w") as file:
             json.dump(everything, file)
-    dist.barrier()
-    dist.destroy_process_group()
-    # Now and then torch's own threads are still there when the interpreter ends, and C++ aborts: all is written by now.
-    sys.stdout.flush()
-    os._exit(0)
+    leave()
 
 
 if __name__ == "__main__":

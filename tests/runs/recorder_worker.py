@@ -1,10 +1,13 @@
 """Two processes that train one model together, wrapped by DDP and by fully_shard, and record it."""
 
 import sys
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from leaving import leave
 from thalweg.runs.recorder import Recorder
 
 
@@ -49,7 +52,7 @@ def main(folder):
             assert (recorder._writer is None) == (rank != 0)
         dist.barrier()
         del model
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

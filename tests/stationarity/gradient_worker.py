@@ -7,7 +7,9 @@ from pathlib import Path
 import torch
 from torch import distributed as dist
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
 import thalweg as tw
+from leaving import leave
 from thalweg.errors import ThalwegError
 from thalweg.runs.gradient_probe import GradientProbe
 from thalweg.stationarity.gradient import gradient_level
@@ -71,7 +73,7 @@ def main(path: Path) -> None:
     dist.all_gather_object(rows, found)
     if rank == 0:
         path.write_text(json.dumps(rows))
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":
