@@ -64,7 +64,7 @@ class AliceReport:
         head = "group  coordinates  at upper  at lower  interior  mean rho   mean h     decrease   glass share"
         lines = [
             f"{i:5d}  {g.coordinates:11d}  {g.upper:8.1%}  {g.lower:8.1%}  {g.interior:8.1%}  {g.density:9.3g}"
-            f"  {g.curvature:9.3g}  {g.predicted:9.3g}  {g.glass_share:11.1%}"
+            f"  {g.curvature:9.3g}  {g.predicted:9.3g}  {_share(g.glass_share):>11}"
             for i, g in enumerate(self.groups)
         ]
         return "\n".join([head, *lines])
@@ -153,3 +153,8 @@ def _curvature(piece: Piece, k: Coefficients) -> Tensor:
     from dataclasses import replace
 
     return denominator(piece, replace(k, glass=False)).double() - k.eps
+
+
+def _share(value: float) -> str:
+    """A share in percent; a step of no length has none."""
+    return "-" if math.isnan(value) else f"{value:.1%}"
