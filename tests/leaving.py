@@ -10,8 +10,8 @@ def leave():
     """End this process when all have come here: everything is written by now.
 
     Now and then a process is aborted ("terminate called without an active exception") instead of ending, and the
-    launcher then counts it as failed. That torch's threads are still there when the interpreter ends is our guess; an abort
-    before this call still fails the test, and the results are read from a file that only a finished run has written.
+    launcher then counts it as failed. That torch's threads are still there when the interpreter ends is our guess. An
+    abort before this call still fails the test, and results are read from a file that only a finished run has written.
     """
     dist.barrier()
     dist.destroy_process_group()
