@@ -84,13 +84,14 @@ def test_errors_that_are_not_ours_are_not_hidden(monkeypatch):
 
 def test_a_reader_that_has_enough_ends_it_quietly():
     code = "import sys; from thalweg.cli.main import main; sys.exit(main(['run', '--help']))"
-    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    child.stdout.read(10)
-    child.stdout.close()  # as head does
-    error = child.stderr.read()
-    child.stderr.close()
-    assert child.wait(timeout=60) == 141
-    assert error == ""
+    reader, writer = os.pipe()
+    os.close(reader)  # as head does; before the first byte, for the whole text may fit into the pipe
+    with os.fdopen(writer, "w") as stream:
+        child = subprocess.run(
+            [sys.executable, "-c", code], stdout=stream, stderr=subprocess.PIPE, text=True, timeout=120
+        )
+    assert child.returncode == 141
+    assert child.stderr == ""
 
 
 @contextmanager
