@@ -1,4 +1,4 @@
-"""Networks on digits, at the start and after training with Adam, that the claims about glass share."""
+"""Networks on digits or text, at the start and after training with Adam, that the claims about glass share."""
 
 from __future__ import annotations
 
@@ -23,7 +23,11 @@ CONFIGS = {
     "ReLU CNN": ModelConfig("cnn", depth=4, width=16, activation="relu"),
     "ReLU ResNet": ModelConfig("resnet", depth=8, width=8, activation="relu", norm="group"),
     "GELU ViT": ModelConfig("vit", depth=2, width=32, activation="gelu"),
+    "ReLU transformer": ModelConfig("transformer", depth=2, width=32, activation="relu"),
+    "GELU transformer": ModelConfig("transformer", depth=2, width=32, activation="gelu"),
 }
+TEXT = DataConfig("text", samples=2048, length=32)
+"""For causal transformers, which predict each next character; the activation is that of their feed-forward layers."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +41,10 @@ class Case:
 
 @functools.cache
 def network(name: str, seed: int, steps: int, samples: int | None = None) -> Case:
-    """Train ``name`` on digits with cross-entropy for so many steps of Adam at 1e-3 and batches of 64."""
-    data = load_data(DataConfig("digits", samples=samples))
-    model = build_model(CONFIGS[name], data, seed)
+    """Train ``name`` with cross-entropy for so many steps of Adam at 1e-3 and batches of 64."""
+    config = CONFIGS[name]
+    data = load_data(TEXT if config.name == "transformer" else DataConfig("digits", samples=samples))
+    model = build_model(config, data, seed)
     x, y = data.pair()
     y = y if y.dtype == torch.int64 else y.argmax(dim=1)
     optimizer = torch.optim.Adam(model.parameters(), lr=RATE)
