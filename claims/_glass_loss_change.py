@@ -4,16 +4,16 @@ The rule, written down before its seeds and settings were run once, and not touc
 
 A batch's loss after ``t`` updates ``d`` is ``L + t g'd + t^2 d'Hd / 2 + X(t)``, with ``X`` from the kinks that are
 crossed, ``Var X = rho t^3 / 3``. For its mean over batches the Hessian alone predicts ``E X = 0``, as zero-mean jumps
-give over all their layouts; the curvature of expectation predicts ``E[X | X >= 0] = c sqrt(rho) t^1.5``, as an optimizer
-sits near a floor of the loss. ``m(t)`` is the measured mean of ``X``, ``G(t)`` the glass term with ``rho`` measured along
-``d``. "Misjudges" means that ``|m|`` is above two of its standard errors. "Repairs" means that the prediction with the
-glass term is nearer to the measurement than that without it, which
+give over all their layouts; the curvature of expectation predicts ``E[X | X >= 0] = c sqrt(rho) t^1.5``, as an
+optimizer sits near a floor of the loss. ``m(t)`` is the measured mean of ``X``, ``G(t)`` the glass term with ``rho``
+measured along ``d``. "Misjudges" means that ``|m|`` is above two of its standard errors. "Repairs" means that the
+prediction with the glass term is nearer to the measurement than that without it, which
 
     gain = (|m| - |m - G|) / G
 
 tells: 1 where all of the glass term goes into the gap (``m >= G``), -1 where all of it opens a new one (``m <= 0``), 0
-where the gap stays as large (``m = G / 2``). It is bounded, so that no run can decide alone. At each length the mean gain
-is taken over networks and seeds of ReLU (both states of training averaged first), with its standard error over these:
+where the gap stays as large (``m = G / 2``). It is bounded, so that no run can decide alone. At each length the mean
+gain is taken over networks and seeds of ReLU (both states of training averaged first), with its standard error:
 
 * Repaired: two standard errors above zero. Made worse: two below. Otherwise undecided.
 * *Holds*: at every length the Hessian misjudges most runs, they are repaired, and the median of what remains,
