@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, get_args
@@ -16,8 +15,9 @@ from thalweg import _rng
 from thalweg.errors import EmptyData, InvalidInput, NonFinite, explain
 from thalweg.operators.data_parallel import DataParallelProblem
 from thalweg.problem import Problem
-from thalweg.problem.batches import not_indexable
 from thalweg.problem.guards import preserved_rng
+from thalweg.runs.gradient_source import IndexedBatches
+from thalweg.runs.gradient_streams import reseed
 
 Mode = Literal["train", "eval", "current"]
 
@@ -68,7 +68,13 @@ class Draws:
             )
         samples = problem._batches.samples
         if samples is None:
-            raise not_indexable()
+            raise InvalidInput(
+                explain(
+                    "Mini-batches were to be drawn from a loader of batches",
+                    "a loader can only be read in its own order",
+                    "Pass thalweg.runs.gradient_data.SampledProblem(model, loss, loader), which draws from its Dataset",
+                )
+            )
         if not isinstance(batch_size, int) or isinstance(batch_size, bool) or not 1 <= batch_size <= samples:
             raise InvalidInput(
                 explain(
@@ -78,6 +84,8 @@ class Draws:
                 )
             )
         self.problem, self.samples, self.batch_size, self.seed, self.mode = problem, samples, batch_size, seed, mode
+        source = problem._batches
+        self._source = source.opened() if isinstance(source, IndexedBatches) else source
 
     def indices(self, i: int) -> Tensor:
         """Return the samples of mini-batch ``i``, int64, shape ``(batch_size,)``."""
@@ -98,7 +106,7 @@ class Draws:
         """
         leaves = [leaf.requires_grad_() for leaf in self.problem.layout.split(self.problem._own(w).detach().clone())]
         with switched(self.problem.model, self.mode), preserved_rng(self.problem.device):
-            _reseed(_rng.derive_seed(self.seed, "gradient probe noise", i))
+            reseed(_rng.derive_seed(self.seed, "gradient probe noise", i), self.problem.device)
             value, grads, weight = self.problem._batch_gradient(leaves, self._batch(i))
         if not weight:
             raise EmptyData(
@@ -125,11 +133,8 @@ class Draws:
         return float(value), wide
 
     def _batch(self, i: int) -> Any:
-        part = self.problem._batches.subset(self.indices(i)).recut(self.batch_size)
-        return self.problem._place(next(iter(part)))
-
-
-def _reseed(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002
-    torch.manual_seed(seed)
+        if isinstance(self._source, IndexedBatches):
+            batch = self._source.fetch(self.indices(i), _rng.derive_seed(self.seed, "gradient probe samples", i))
+        else:
+            batch = next(iter(self._source.subset(self.indices(i)).recut(self.batch_size)))
+        return self.problem._place(batch)

@@ -13,6 +13,7 @@ from torch import Tensor
 from thalweg._vectors import matcher
 from thalweg.errors import InvalidInput, NonFinite, explain
 from thalweg.problem import Problem
+from thalweg.runs.gradient_data import SampledProblem
 from thalweg.runs.gradient_draws import Draws, Mode
 from thalweg.runs.gradient_moments import Products, moments
 from thalweg.runs.gradient_sums import Keep, add_up, check_count, groups_of, joined
@@ -53,10 +54,12 @@ def gradient_level(
     (tokens that are left out), each counts alike, as in training.
 
     Args:
-        problem: Model, loss and data that can be indexed.
+        problem: Model, loss and data that can be indexed; of a ``DataLoader``, a
+            `thalweg.runs.gradient_data.SampledProblem`.
         w: The point, shape ``(P,)``; None: where the model is.
         batches: ``n``, 2 at least; 16 or more for a verdict.
-        batch_size: Samples in a mini-batch, best the one of the steps; None: 64, or half the data where that is less.
+        batch_size: Samples in a mini-batch, best the one of the steps; None: that of a loader, else 64, or half
+            the data where that is less.
         seed: Of the mini-batches. Take another one for each probe.
         mode: ``"train"`` or ``"eval"``; ``"current"`` leaves each module as it is, for layers frozen in eval mode.
         decay: ``gamma`` in ``R = (gamma / 2)|w|^2``: one number, by patterns of names (others 0), or shape ``(P,)``.
@@ -91,6 +94,8 @@ def gradient_level(
     begin = time.perf_counter()
     point = problem.initial if w is None else w.detach()
     samples = problem._batches.samples or 0
+    if batch_size is None and isinstance(problem, SampledProblem):
+        batch_size = problem.batch_size
     size = max(1, min(64, samples // 2)) if batch_size is None else batch_size
     draws = Draws(problem, size, seed, mode)
     d = _known(problem, point, decay, penalty)
