@@ -1,11 +1,12 @@
 """Train the runs whose regimes are known, and keep their curves in ``regime_runs.npz``.
 
-python tests/phases/make_regime_runs.py [KIND ...]
+python tests/phases/make_regime_runs.py [KIND ...] [--seeds 4 5 6 7 8 --file fresh.npz]
 
 Each kind is trained on several seeds at once: weights are stacked, so one backward pass serves all rows. Losses are
 kept at every step as rounded logarithms (error 0.1 %), which a compressed file holds in about half a byte a step.
 """
 
+import argparse
 import math
 import sys
 import time
@@ -273,18 +274,23 @@ def unpack(stored: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return rest | {"loss": loss, "steps": stored["steps"].astype(int)}
 
 
-def main(names: list[str]) -> None:
+def main(arguments: list[str]) -> None:
     """Make the kinds named, all by default, and replace them in the file."""
-    stored = dict(np.load(FILE, allow_pickle=False)) if FILE.is_file() else {}
-    for name in names or list(KINDS):
+    parser = argparse.ArgumentParser()
+    parser.add_argument("names", nargs="*", metavar="KIND")
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(range(SEEDS)))
+    parser.add_argument("--file", type=Path, default=FILE)
+    told = parser.parse_args(arguments)
+    stored = dict(np.load(told.file, allow_pickle=False)) if told.file.is_file() else {}
+    for name in told.names or list(KINDS):
         began = time.process_time()
-        curves = make(KINDS[name], list(range(SEEDS)))
+        curves = make(KINDS[name], told.seeds)
         stored = {key: value for key, value in stored.items() if key.split("/")[0] != name}
         stored |= {f"{name}/{key}": value for key, value in pack(curves).items()}
-        np.savez_compressed(FILE, **stored)
+        np.savez_compressed(told.file, **stored)
         lr, lam, loss = curves["lr"], curves["sharpness"], curves["loss"]
-        print(f"{name:14s} {time.process_time() - began:6.1f} s  {FILE.stat().st_size / 1e3:.0f} kB")
-        for s in range(SEEDS):
+        print(f"{name:14s} {time.process_time() - began:6.1f} s  {told.file.stat().st_size / 1e3:.0f} kB")
+        for s in range(len(told.seeds)):
             some = np.array2string(lam[s, :: max(1, lam.shape[1] // 12)] * lr[s], precision=2, max_line_width=200)
             print(
                 f"   loss {loss[s, 0]:.3g} -> {loss[s, -1]:.3g}; eta lambda {some} end {lam[s, -1] * lr[s]:.2f}",

@@ -21,8 +21,8 @@ def maker():
 
 
 @functools.cache
-def stored():
-    with np.load(HERE / "regime_runs.npz", allow_pickle=False) as file:
+def stored(path=HERE / "regime_runs.npz"):
+    with np.load(path, allow_pickle=False) as file:
         whole = {key: file[key] for key in file.files}
     names = {key.split("/")[0] for key in whole}
     return {n: maker().unpack({k.split("/")[1]: v for k, v in whole.items() if k.split("/")[0] == n}) for n in names}
@@ -31,9 +31,9 @@ def stored():
 RULES = {"heavy": "heavy_ball", "nesterov": "nesterov", "ema": "ema", "adam": "adam"}
 
 
-def case(name, seed):
-    """Return the arguments of `segment` for one stored run."""
-    curves, kind = stored()[name], maker().KINDS[name]
+def case(name, seed, runs=None):
+    """Return the arguments of `segment` for one stored run, or for one row of other ``runs``."""
+    curves, kind = (runs or stored())[name], maker().KINDS[name]
     loss, lr = curves["loss"][seed], curves["lr"][seed]
     rates = np.full(len(loss), lr)
     if kind.drop is not None:

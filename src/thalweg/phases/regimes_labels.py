@@ -50,6 +50,7 @@ class Piece:
         opens: Whether it is the first piece after the learning rate was changed.
         steady: Whether the loss was never seen to rise in it; None where too few losses are known.
         thrown: Whether the loss left its lowest value in it more than once, at a fixed rate.
+        approaching: Whether the ratio, below 1, was still rising at its end.
     """
 
     start: float
@@ -62,6 +63,7 @@ class Piece:
     opens: bool = False
     steady: bool | None = None
     thrown: bool = False
+    approaching: bool = False
 
 
 def misfits(piece: Piece, transient: float) -> dict[State, float]:
@@ -101,7 +103,7 @@ def _edge(piece: Piece, transient: float) -> float:
     if not np.isfinite(piece.ratio) or piece.ratio <= 0:
         return MOST + 1
     passing = abs(piece.slope) > STEEP and abs(piece.change) > PASSING
-    if passing or (piece.steady and piece.ratio < 1):
+    if passing or piece.approaching or (piece.steady and piece.ratio < 1):
         return MOST
     away = max(np.log(BAND[0] / piece.ratio), np.log(piece.ratio / BAND[1]), 0.0)
     return 0.0 if away == 0 else float(min(0.5 + away / np.log(1.1), MOST + 1))

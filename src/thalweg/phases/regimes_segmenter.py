@@ -14,6 +14,7 @@ from thalweg.phases.regimes_clock import Stretch, stretches
 from thalweg.phases.regimes_curves import Curves
 from thalweg.phases.regimes_labels import Piece, best_order
 from thalweg.phases.regimes_result import RegimeLabel, Regimes, Segment
+from thalweg.phases.regimes_turns import deciding, mend, noise
 
 Floats = NDArray[np.float64]
 
@@ -28,8 +29,6 @@ FEWEST = 8
 """Measurements of sharpness below which nothing is said."""
 SHORTEST = 20
 """Steps below which nothing is said."""
-FLOOR = 1e-3
-"""Noise of ``log10 sharpness`` is taken to be at least this."""
 UNRELATED = 0.6
 """Squared differences of neighbours over twice the variance, above which the order of time shows in nothing."""
 
@@ -133,20 +132,23 @@ class Segmenter:
             ends = np.array(cut.bounds[1:-1], dtype=np.int64)
             owner[part.chosen] = len(pieces) + np.searchsorted((grid[ends - 1] + grid[ends]) / 2, x, side="right")
             for k, (i, j) in enumerate(zip(cut.bounds, cut.bounds[1:])):
-                own = chosen[owner[part.chosen] == len(pieces)]
+                mine = np.flatnonzero(owner[part.chosen] == len(pieces))
+                own = chosen[mine]
                 slope = float(cut.lines[k, 0])
+                ratio, rising = deciding(x, *self._ratios(chosen), grid[i:j], mine)
                 pieces.append(
                     Piece(
                         start=10 ** grid[i] - 1,
                         end=10 ** grid[j - 1] - 1,
                         slope=slope,
                         change=slope * float(grid[j - 1] - grid[i]),
-                        ratio=self._deciding(x, chosen, grid[i:j]),
+                        ratio=ratio,
                         points=j - i,
                         first=part.first,
                         opens=k == 0 and number > 0,
                         steady=self._steady(own),
                         thrown=self._thrown(own),
+                        approaching=rising,
                     )
                 )
         return _Cut(pieces, owner)
@@ -159,15 +161,20 @@ class Segmenter:
             risen = risen or label in ("sharpening", "edge of stability")
             if label == "reduction" and risen:
                 named[index] = "late reduction"
+        for part in self.parts:
+            chosen = self.alive[part.chosen]
+            x, y = np.log10(1 + part.clock), np.log10(self.curves.sharpness[chosen])
+            since = np.log10(1 + transient) if part.first else 0.0
+            mended = mend([named[index] for index in part.chosen], x, y, *self._ratios(chosen), since=since)
+            for index, label in zip(part.chosen, mended):
+                named[index] = label
         return named
 
-    def _deciding(self, x: Floats, chosen: NDArray[np.int64], grid: Floats) -> float:
-        """Return the median ratio that may call a piece the edge: of batches where batches were used."""
-        values = self.curves.ratio[chosen] if self.curves.full_batch else self.curves.batch_ratio[chosen]
-        usable = np.isfinite(values) & (values > 0)
-        if not usable.any():
-            return np.nan
-        return float(10 ** np.median(np.interp(grid, x[usable], np.log10(values[usable]))))
+    def _ratios(self, chosen: NDArray[np.int64]) -> tuple[NDArray[np.int64], Floats]:
+        """Return which of these measurements have a ratio that decides, of batches where batches were used, and it."""
+        values = (self.curves.ratio if self.curves.full_batch else self.curves.batch_ratio)[chosen]
+        usable = np.flatnonzero(np.isfinite(values) & (values > 0))
+        return usable, np.log10(values[usable])
 
     def _steady(self, own: NDArray[np.int64]) -> bool | None:
         rises = self._rises(own)
@@ -186,7 +193,7 @@ class Segmenter:
     def _thrown(self, own: NDArray[np.int64]) -> bool:
         """Whether a mini-batch loss was thrown up at least twice while the rate stood still."""
         curves = self.curves
-        if curves.full_batch or curves.rate is None or len(own) < 2:
+        if curves.full_batch or curves.rate is None or len(own) < 2 or np.isfinite(curves.batch_ratio[own]).any():
             return False
         start, end = int(curves.at[own[0]]), int(curves.at[own[-1]])
         rates = curves.rate[(curves.steps >= start) & (curves.steps <= end)]
@@ -273,23 +280,6 @@ class Segmenter:
             if start > 1 and np.isfinite(start):
                 self.notes.append(f"Before its momentum builds up the optimizer steps like plain descent: the start is "
                                   f"at {start:.3g} of 2 / lr.")  # fmt: skip
-
-
-def noise(x: Floats, y: Floats) -> float:
-    r"""Return the noise of ``y``: the scaled median deviation from the line through each point's two neighbours.
-
-    On an even axis that is ``1.4826\,MAD(\Delta^2 y) / \sqrt 6``. At least `FLOOR`.
-
-    Example:
-        >>> noise(np.arange(9.0), np.arange(9.0)), round(noise(np.arange(5.0), np.array([0, 1.0, 0, 1, 0])), 4)
-        (0.001, 1.2105)
-    """
-    if len(x) < 3:
-        return FLOOR
-    share = (x[1:-1] - x[:-2]) / (x[2:] - x[:-2])
-    away = y[1:-1] - (1 - share) * y[:-2] - share * y[2:]
-    scaled = away / np.sqrt(1 + share**2 + (1 - share) ** 2)
-    return max(FLOOR, float(1.4826 * np.median(np.abs(scaled))))
 
 
 def _rising(loss: Floats) -> float:
