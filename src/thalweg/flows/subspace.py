@@ -27,6 +27,9 @@ There the curvature is at the limit, and the step would carry the flow to the ot
 multiplier is -1. The flow itself decays, ``exp(-2)`` in a unit of time, and so does what is left of the step.
 """
 
+ALIKE = 0.9
+"""Least cosine between the former and the fresh critical subspace for one to be taken as the other, turned."""
+
 
 @dataclass
 class Critical:
@@ -41,9 +44,11 @@ class Critical:
         """``k``."""
         return self.U.shape[1]
 
-    def move(self, dw: Tensor) -> None:
-        """Take in the change of curvature that the move ``dw`` of the weights makes."""
+    def move(self, dw: Tensor, bend: Tensor | None = None) -> None:
+        """Take in the change of curvature that the move ``dw`` of the weights makes, and ``bend`` beside it."""
         self.A = self.A + smat((self.D @ dw).to("cpu", torch.float64))
+        if bend is not None:
+            self.A = self.A + bend
 
     @cached_property
     def gram(self) -> Tensor:
@@ -99,6 +104,7 @@ def react(
     start: Tensor | None = None,
     penalised: bool = True,
     damp: float = 0.0,
+    bend: Tensor | None = None,
 ) -> Reaction:
     r"""Return the oscillation that keeps ``2 P - H >= 0`` on the subspace after a step.
 
@@ -118,12 +124,15 @@ def react(
         start: A former ``X`` to start from.
         penalised: Whether the oscillation pushes the weights at all; if not, the metric alone keeps the limit.
         damp: Share of the step within the subspace that is taken back; ``move`` has it already.
+        bend: What ``A`` gains over the step beyond what third derivatives say, shape ``(k, k)``.
 
     Raises:
         NotConverged: The complementarity problem was not solved.
         Unbounded: No oscillation holds the curvature at the limit.
     """
     alpha = LIMIT * block.in_metric(ahead) - block.A - smat((block.D @ move).to("cpu", torch.float64))
+    if bend is not None:
+        alpha = alpha - bend
     scaled = metric.to(block.D)
     pushed = (block.D / scaled) @ block.D.T if metric.ndim else block.gram_third / scaled
     if damp:
@@ -194,6 +203,33 @@ def entry(block: Critical, metric: Tensor, ahead: Tensor, move: Tensor, X: Tenso
         least = float(torch.linalg.eigvalsh((1 - middle) * slack[0] + middle * slack[1])[0])
         low, high = (middle, high) if least > 0 else (low, middle)
     return high
+
+
+def misjudged(old: Critical, new: Critical, metric: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Return what a prediction of the curvature missed, in the basis of ``new``, and the rotation to that basis.
+
+    Where ``new`` has more directions, nothing is said of those that ``old`` did not know.
+
+    Args:
+        old: Former directions, with the curvature that they were predicted to have by now.
+        new: Fresh eigenvectors and eigenvalues.
+        metric: ``P`` here, in which ``new`` is orthonormal.
+
+    Returns:
+        Matrices ``(k, k)`` and ``(k, k_old)``; None where neither space is nearly within the other.
+    """
+    root = torch.linalg.cholesky(old.in_metric(metric))
+    half = torch.linalg.solve_triangular(root, old.A, upper=False)
+    expected = torch.linalg.solve_triangular(root, half.T, upper=False)
+    mixed = (new.U.T @ _columns(old.U, metric)).to("cpu", torch.float64)
+    straight = torch.linalg.solve_triangular(root, mixed.T, upper=False).T
+    left, overlap, right = torch.linalg.svd(straight, full_matrices=False)
+    if float(overlap[-1]) < ALIKE:
+        return None
+    turn = left @ right
+    if new.count < old.count:
+        return new.A - turn @ expected @ turn.T, turn
+    return turn @ (turn.T @ new.A @ turn - expected) @ turn.T, turn
 
 
 def turned_rows(rows: Tensor, turn: Tensor) -> Tensor:
