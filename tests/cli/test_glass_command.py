@@ -91,6 +91,8 @@ def test_a_model_needs_no_run(capsys):
     data = read_analysis(Path("initial-glass.nc"), "glass")
     assert "deviation" in data
     assert data.attrs["optimizer"].startswith("gradient descent") or "0.1" in data.attrs["optimizer"]
+    assert data.attrs["name"] == "relu mlp 2 x 8 on digits, initial weights"
+    assert "<h1>relu mlp 2 x 8 on digits, initial weights</h1>" in Path("initial-glass.html").read_text()
 
 
 def test_a_state_dict_without_a_rule_has_no_loss_change(folder, capsys):
@@ -112,6 +114,7 @@ def test_your_own_problem(capsys):
     )
     assert main(["--model-file", "mine.py:problem", "--rule.lr", "0.1", "--batches", "2", "--samples", "48"]) == 0
     assert "Measured on 48 of 64 samples" in capsys.readouterr().err.replace("\n", " ")
+    assert "<h1>mine.py:problem, initial weights</h1>" in Path("initial-glass.html").read_text()
 
 
 @pytest.mark.parametrize(

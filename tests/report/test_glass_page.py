@@ -11,7 +11,13 @@ from thalweg import Problem
 from thalweg.errors import RunFolderError
 from thalweg.glass.look import look
 from thalweg.glass.stored import glass_dataset
-from thalweg.report.glass_figures import change_figure, density_figure, exponent_figure, history_figure
+from thalweg.report.glass_figures import (
+    change_figure,
+    density_figure,
+    exponent_figure,
+    glassy_layers,
+    history_figure,
+)
 from thalweg.report.glass_page import render_glass, write_glass_page
 from thalweg.runs.analyses import read_analysis, write_analysis
 
@@ -63,6 +69,37 @@ def test_it_is_written_beside_its_data_with_the_other_steps(data, tmp_path):
     np.testing.assert_array_equal(back["rho"], data["rho"])
     with pytest.raises(RunFolderError):
         write_glass_page(tmp_path / "glass-7.nc")
+
+
+def test_what_a_continuous_gradient_leaves_is_no_density(data):
+    told = data.copy(deep=True)
+    told["label"] = ("layer", ["glass", "unsure", "unsure"])
+    told["second_power"] = ("layer", [1.0, 1.4, 3.6])
+    told["second_power_error"] = ("layer", [0.1, 0.2, 0.2])
+    assert [bool(jump) for jump in glassy_layers(told)] == [True, True, False]  # a kink or smooth, but no jump
+    assert list(density_figure(told).data[0].marker.symbol) == ["circle", "circle", "circle-open"]
+    other = told.copy()
+    other.attrs = {**data.attrs, "step": 0}
+    traces = history_figure([other, told]).data
+    assert np.isnan(traces[2].y).all()
+    assert traces[2].name.endswith("(none)")
+    assert "none</td>" in render_glass(told)
+    told["label"] = ("layer", ["kink", "smooth", "smooth"])
+    assert not glassy_layers(told).any()
+    assert "no gradient jumps" in render_glass(told)
+
+
+def test_the_page_tells_glass_along_the_update_as_the_text_does(data):
+    assert data.attrs["glassy"] == "yes"
+    assert "Share of what kinks predict" in render_glass(data)
+    smooth = data.copy()
+    smooth.attrs = {**data.attrs, "glassy": "no"}
+    page = render_glass(smooth)
+    assert "Share of what kinks predict" not in page
+    assert "is a remainder and no prediction" in page
+    old = data.copy()  # of a file that does not say
+    old.attrs = {key: value for key, value in data.attrs.items() if key != "glassy"}
+    assert ("Share of what kinks predict" in render_glass(old)) == (float(data["path_power"]) <= 2.5)
 
 
 def test_figures_show_the_numbers(data):

@@ -20,14 +20,13 @@ from thalweg.cli.meter import duration
 from thalweg.cli.spectrum import as_json
 from thalweg.cli.subject import Subject
 from thalweg.cli.subject_config import as_run
+from thalweg.glass.printed import density_word, value_word
 from thalweg.runs.files import inside
 
 if TYPE_CHECKING:
     import xarray as xr
 
-    from thalweg.glass.exponents import LayerExponent
     from thalweg.glass.look import Glass
-    from thalweg.glass.table import GlassRow
 
 
 TINY = 1e-300
@@ -96,7 +95,7 @@ def _measure(told: Told, place: Place, step: int | None, console: Console) -> tu
         "notes": "\n".join((*found.notes, *glass.notes)),
     }
     data = glass_dataset(glass, facts)
-    target = told.out.with_suffix(".nc") if told.out is not None else _target(found)
+    target = told.out.with_suffix(".nc") if told.out is not None else _target(found, place)
     write_analysis(target, data, KIND)
     _show(glass, console)
     for note in (*found.notes, *glass.notes):
@@ -112,9 +111,9 @@ def _own_size(found: Subject) -> int | None:
     return size if isinstance(size, int) and known is not None and size < known else None
 
 
-def _target(found: Subject) -> Path:
+def _target(found: Subject, place: Place) -> Path:
     if found.run is None:
-        return Path(f"{found.name}-glass.nc")
+        return Path(f"{'initial' if place.file is None else found.name}-glass.nc")
     return inside(found.run.path, found.run.path / "analyses" / f"glass-{found.step}.nc")
 
 
@@ -129,10 +128,10 @@ def _show(glass: Glass, console: Console) -> None:
     for row, power, layer in zip(glass.density.layers, glass.exponents.layers, glass.layers):
         table.add_row(
             row.name,
-            _density(row, power),
-            f"{row.rho_error / row.rho:.0%}" if _density(row, power)[0].isdigit() else "",
-            _error(power.first, power.first_error),
-            _error(power.second, power.second_error),
+            density_word(row, power),
+            f"{row.rho_error / row.rho:.0%}" if density_word(row, power)[0].isdigit() else "",
+            value_word(power.first, power.first_error),
+            value_word(power.second, power.second_error),
             power.label,
             f"{row.leakage:.0%}",
             f"{layer.crossover:.0e}" if layer.crossover else "-",
@@ -153,22 +152,9 @@ def _show(glass: Glass, console: Console) -> None:
             f"{m.change[i]:+.2e}",
             f"{e.linear[i] + e.hessian[i]:+.2e}",
             f"{change.size[i]:.1e} ± {change.size_error[i] / max(change.size[i], TINY):.0%}",
-            f"{e.glass[i]:.1e} ± {e.glass_error[i] / e.glass[i]:.0%}" if e.glassy and e.glass[i] else "none",
-            f"{e.deviation[i]:.1e}" if e.glassy else "none",
-            f"{e.jensen[i]:.1e}" if e.glassy else "none",
+            f"{e.glass[i]:.1e} ± {e.glass_error[i] / e.glass[i]:.0%}" if glass.glassy and e.glass[i] else "none",
+            f"{e.deviation[i]:.1e}" if glass.glassy else "none",
+            f"{e.jensen[i]:.1e}" if glass.glassy else "none",
         )
     console.print(table, highlight=False, markup=False)
     say("", console)
-
-
-def _density(row: GlassRow, power: LayerExponent) -> str:
-    """The density where there is one: what smooth layers leave is a remainder."""
-    if power.label in ("kink", "smooth"):
-        return "none"
-    return f"{row.rho:.1e}" if row.resolved else "rounding"
-
-
-def _error(value: float, error: float) -> str:
-    if value != value:
-        return "-"
-    return f"{value:.2f}±{error:.2f}" if error == error else f"{value:.2f}"

@@ -17,6 +17,7 @@ from thalweg.cli.rule import build_rule, resolve_rule
 from thalweg.cli.subject import Subject, locate, subject
 from thalweg.cli.subject_config import SubjectConfig, as_run, refuse_changes, settings_beside
 from thalweg.errors import InvalidInput, RunFolderError, explain
+from thalweg.problem.zoo import ModelConfig
 from thalweg.rules import Rule, State
 from thalweg.runs import Run
 from thalweg.runs.state import load_position
@@ -120,8 +121,8 @@ def start(told: Told, place: Place, step: int | None) -> tuple[Subject, Rule | N
     rule: Rule | None = None
     if place.run is None and place.file is None:
         problem = load_problem(told.model_file) if told.model_file is not None else build_problem(as_run(told.settings))
-        name = told.model_file or f"{told.settings.model.name} on {told.settings.data.name}"
-        found = Subject(problem, problem.initial, f"{name}, initial weights", "initial")
+        name = told.model_file or model_words(told.settings.model, told.settings.data.name)
+        found = Subject(problem, problem.initial, f"{name}, initial weights", f"{name}, initial weights")
         if told.model_file is None or told.settings.rule.lr is not None:
             rule = build_rule(resolve_rule(told.settings.rule, 1), 1)
     else:
@@ -145,6 +146,17 @@ def start(told: Told, place: Place, step: int | None) -> tuple[Subject, Rule | N
     if rule is None:
         notes = (*notes, "No update rule is known, so that no step is followed; name one with --rule.lr.")
     return dataclasses.replace(found, notes=notes), rule, state
+
+
+def model_words(model: ModelConfig, data: str) -> str:
+    """Return what a model is, with its depth and width, in a few words.
+
+    Example:
+        >>> model_words(ModelConfig(depth=4, width=32, activation="relu"), "digits")
+        'relu mlp 4 x 32 on digits'
+    """
+    kind = model.hf_name if model.name == "hf" else f"{model.activation} {model.name}"
+    return f"{kind} {model.depth} x {model.width} on {data}"
 
 
 def _state(found: Subject) -> State | None:

@@ -19,6 +19,7 @@ from thalweg.glass.estimators import (
     glass_part,
     independent_glass_part,
 )
+from thalweg.glass.printed import change_table
 from thalweg.glass.probing import displacement_rounding, gradient, mini_batches, point_of, shared_state
 from thalweg.glass.table import jackknife
 from thalweg.operators.hessian import hessian as hessian_operator
@@ -160,15 +161,7 @@ class LossChange:
             return np.asarray(self.size / self.expected.deviation)
 
     def __repr__(self) -> str:
-        head = f"{'length':>8}  {'measured':>20}  {'Hessian model':>13}  {'deviation':>19}  {'glass':>9}  {'bound':>9}"
-        lines = [head]
-        e, m = self.expected, self.measured
-        for i, t in enumerate(e.lengths):
-            told = f"{m.change[i]:+.3e} ± {m.change_error[i]:.1e}"
-            left = f"{self.size[i]:.2e} ± {self.size_error[i]:.0e}"
-            model = e.linear[i] + e.hessian[i]
-            lines.append(f"{t:>8.3g}  {told:>20}  {model:>+13.3e}  {left:>19}  {e.glass[i]:>9.2e}  {e.jensen[i]:>9.2e}")
-        return "\n".join(lines)
+        return change_table(self, self.expected.glassy)
 
     def plot(self) -> Figure:
         """Draw what the Hessian model leaves of the loss change, and what glass predicts, against the step's length."""

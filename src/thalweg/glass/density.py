@@ -180,7 +180,7 @@ def glass_density(
     # rounding of each gradient, and of each point through the curvature there
     floor = (evaluations / sigma) * tensor_means(problem, noise.double().square())
     floor = floor + bent.mean(axis=0) * shaken**2 / sigma
-    sizes = {part.samples for part in parts} if problem._batches.samples is not None else {0}
+    sizes = {part._batches.samples or 0 for part in parts}  # of sequences, not of their tokens; 0 of a loader
     tables = [
         make_table(groups, sigma, means[0], means[1], means[2], floor)
         for groups in (Groups.layers(problem), Groups.tensors(problem))

@@ -34,6 +34,8 @@ DISTANCES = (1e-4, 3e-4, 1e-3, 3e-3)
 """Distances per coordinate where none are named, in weights."""
 CLEAR = 10.0
 """A variation counts where it is this many times what rounding alone gives."""
+MIXED = 2.5
+"""Power of second differences from which the gradient is continuous."""
 FEWEST = 3
 """Distances below which no power is quoted."""
 _FIRST, _SECOND = 2.0, 1.5
@@ -64,6 +66,12 @@ class LayerExponent:
     second: float
     second_error: float
     used: tuple[bool, ...]
+
+    @property
+    def continuous(self) -> bool:
+        """Whether the gradient is continuous, so that there is no glass: kink or smooth, or one of these two."""
+        reach = 2 * self.second_error if math.isfinite(self.second_error) else 0.0
+        return self.label in ("kink", "smooth") or (self.label == "unsure" and self.second - reach >= MIXED)
 
 
 @dataclass(frozen=True)
@@ -242,7 +250,7 @@ def label_of(power: float, error: float) -> Label:
 
 
 def _kind(power: float) -> Label:
-    borders: tuple[tuple[float, Label], ...] = ((0.5, "unsure"), (1.5, "glass"), (2.5, "mixed"), (3.8, "kink"))
+    borders: tuple[tuple[float, Label], ...] = ((0.5, "unsure"), (1.5, "glass"), (MIXED, "mixed"), (3.8, "kink"))
     return next((label for border, label in borders if power < border), "smooth")
 
 
@@ -266,4 +274,6 @@ def _layer(name: str, ladder: list[float], rows: np.ndarray, mean: np.ndarray, f
         fits.append((float(value), float(error)))
     (first, first_error), (second, second_error) = fits
     label = label_of(second, second_error)
+    if len(rows) > 1 and math.isfinite(second) and not math.isfinite(second_error):
+        label = "unsure"  # without one of the batches there is nothing left
     return LayerExponent(name, label, first, first_error, second, second_error, tuple(map(bool, clear[:, 1])))

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from thalweg.errors import InvalidInput, explain
+from thalweg.errors import InvalidInput, NonFinite, NotDifferentiable, explain
 from thalweg.glass.change import (
     LENGTHS,
     LossChange,
@@ -21,8 +21,9 @@ from thalweg.glass.change import (
 )
 from thalweg.glass.density import GlassDensity, glass_density
 from thalweg.glass.exponents import Exponents, variation_exponents
+from thalweg.glass.printed import change_table, layer_table
 from thalweg.glass.probing import gradient, mini_batches, point_of, shared_state
-from thalweg.glass.words import LayerMatter, matters, summary
+from thalweg.glass.words import LayerMatter, glassy, matters, summary
 from thalweg.optim.virtual import virtual_update
 from thalweg.problem.problem import Problem
 from thalweg.rules.base import State
@@ -44,7 +45,8 @@ class Glass:
     Attributes:
         density: Density and curvature by coordinate, tensor and layer.
         exponents: Powers of gradient variation by layer.
-        change: Loss change along the update, expected and measured; None without an update.
+        change: Loss change along the update, expected and measured; None without an update, or without a second
+            derivative.
         layers: Which curvature matters in each layer, at the length of the step there.
         step: The update that was followed, shape ``(P,)``; None without one.
         notes: What limits the meaning of the numbers, in sentences.
@@ -62,9 +64,14 @@ class Glass:
         """Which curvature matters in which layers, at which step length; what glass does along the update."""
         return summary(self)
 
+    @property
+    def glassy(self) -> bool:
+        """Whether kinks show in the loss along the update; False without an update."""
+        return glassy(self)
+
     def __repr__(self) -> str:
-        parts = [self.text, repr(self.density.layers), repr(self.exponents)]
-        return "\n\n".join([*parts, *([repr(self.change)] if self.change is not None else [])])
+        parts = [self.text, layer_table(self), *([change_table(self.change, self.glassy)] if self.change else [])]
+        return "\n\n".join([*parts, *self.notes])
 
     def plot(self) -> Figure:
         """Draw the loss change along the update; without an update the variation of gradients with distance."""
@@ -90,6 +97,9 @@ def look(
     A layer's glass matters below the move ``s* = (8 / 3 \pi) \rho / h^2`` per coordinate at which its part of the
     expected loss change, ``c \sqrt{\rho} s^{3/2}``, equals the Hessian's ``h s^2 / 2``, ``h^2`` being the mean of
     ``\sum_j H_ij^2``; layers without jumps by their powers have none.
+
+    Live dropout shares its masks between the gradients that are compared: give the problem ``check=False``, which lets
+    a random loss pass. Weights of 16 bits, in whose rounding a probe would be lost, are probed in float32.
 
     Args:
         problem: Model, loss and data.
@@ -125,10 +135,21 @@ def look(
     """
     point = point_of(problem, w)
     step = None if update is None else _step(problem, point, update, state, batch_size, seed)
-    least = SHORTEST * torch.finfo(point.dtype).eps * float(point.double().square().mean().sqrt())
+    least = _least(point)
     notes = []
+    wanted = sigma
+    if wanted is None:
+        wanted = USUAL_SIGMA if step is None else float(step.double().square().mean().sqrt())
+    if wanted < least and torch.finfo(point.dtype).bits < 32:
+        notes.append(
+            f"A probe of {wanted:.1e} is lost in the rounding of {str(point.dtype).removeprefix('torch.')}: the same "
+            "weights are probed in float32."
+        )
+        problem, point = problem.in_dtype(torch.float32), point.float()
+        step = None if step is None else step.float()
+        least = _least(point)
     if sigma is None:
-        sigma = USUAL_SIGMA if step is None else float(step.double().square().mean().sqrt())
+        sigma = wanted
         if sigma < least:
             notes.append(
                 f"The update moves weights by {sigma:.1e} on average, which is near the rounding of {point.dtype}: "
@@ -142,9 +163,28 @@ def look(
     def tell(what: str) -> Callable[[int], None] | None:
         return None if progress is None else lambda done: progress(what, done)
 
-    density = glass_density(
-        problem, point, sigma=sigma, batches=batches, batch_size=batch_size, seed=seed, progress=tell("density")
-    )
+    def measure(hessian: bool) -> GlassDensity:
+        return glass_density(
+            problem,
+            point,
+            sigma=sigma,
+            batches=batches,
+            batch_size=batch_size,
+            hessian=hessian,
+            seed=seed,
+            progress=tell("density"),
+        )
+
+    twice = True
+    try:
+        density = measure(hessian=True)
+    except NotDifferentiable as error:
+        twice = False
+        density = measure(hessian=False)
+        notes.append(
+            f"There is no Hessian: {str(error).split('. ')[0]}. Curvature by layer is what finite differences leave "
+            "without their glass, and the loss change, which is held against a Hessian, is left out."
+        )
     exponents = variation_exponents(
         problem,
         point,
@@ -155,7 +195,7 @@ def look(
         progress=tell("exponents"),
     )
     change = None
-    if step is not None:
+    if step is not None and twice:
         fine, at = _precise(problem, point)
         expected = expected_loss_change(
             fine,
@@ -176,6 +216,11 @@ def look(
     return Glass(density, exponents, change, matters(density, exponents, moves), step, tuple(notes))
 
 
+def _least(point: Tensor) -> float:
+    """Shortest probe that the number format takes without much rounding."""
+    return SHORTEST * torch.finfo(point.dtype).eps * float(point.double().square().mean().sqrt())
+
+
 def _step(
     problem: Problem, point: Tensor, update: Source | Tensor, state: State | None, batch_size: int | None, seed: int
 ) -> Tensor:
@@ -189,6 +234,14 @@ def _step(
             force = gradient(part, point)
         virtual = virtual_update(problem, update, point, state, gradient=force)
         step = virtual.step(virtual.rate) - point
+    if not bool(torch.isfinite(step).all()):
+        raise NonFinite(
+            explain(
+                "The update has entries that are NaN or infinite",
+                "the loss is followed along it",
+                "Look at the gradient and the rule; in float16 the eps of Adam may be rounded to zero",
+            )
+        )
     if not bool(step.any()):
         raise InvalidInput(
             explain("The update does not move the weights", "the loss is followed along it", "Look at its rate")

@@ -75,6 +75,7 @@ def glass_dataset(found: Glass, facts: Mapping[str, object] | None = None) -> xr
         variables |= _change(found)
     own = {
         "text": found.text,
+        "glassy": found.glassy if found.change is not None else None,
         "sigma": density.sigma,
         "batches": density.batches,
         "batch_size": density.batch_size or None,

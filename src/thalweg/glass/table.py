@@ -93,7 +93,7 @@ class GlassTable:
         lines = [head]
         for r in self.rows:
             mark = "" if r.resolved else "  (rounding)"
-            leak = f"{r.leakage:.0%} ± {r.leakage_error:.0%}"
+            leak = f"{r.leakage:.0%}" + (f" ± {r.leakage_error:.0%}" if math.isfinite(r.leakage_error) else "")
             lines.append(
                 f"{r.name:<{width}}  {r.rho:>9.2e} {r.rho_error:>8.1e}  {leak:>13}  {r.crossover:>21.2e}{mark}"
             )

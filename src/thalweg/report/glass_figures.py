@@ -13,6 +13,8 @@ from thalweg.report.figures import LIGHT, LIMIT
 from thalweg.report.look import dress
 from thalweg.report.spectrum_figures import labels
 
+CONTINUOUS = 2.5
+"""Power of second differences from which a gradient has no jumps."""
 MARKS = {1.0: "glass", 3.0: "kink", 4.0: "smooth"}
 """Powers of second differences, and what they say."""
 
@@ -63,14 +65,15 @@ def density_figure(data: xr.Dataset) -> go.Figure:
     names = _names(data)
     place = np.arange(len(names))
     rho, error = (data[key].to_numpy().astype(float) for key in ("rho", "rho_error"))
+    jumps = glassy_layers(data)
     figure = go.Figure()
     figure.add_scatter(
         x=rho,
         y=place,
         error_x={"type": "data", "array": np.nan_to_num(error), "thickness": 1.5},
-        name="glass density",
+        name="glass density (open: none, a remainder)" if not jumps.all() else "glass density",
         mode="markers",
-        marker={"size": 10, "color": LIGHT[0]},
+        marker={"size": 10, "color": LIGHT[0], "symbol": ["circle" if jump else "circle-open" for jump in jumps]},
         meta=0,
         customdata=names,
         hovertemplate="%{x:.3g} ± %{error_x.array:.1e}<extra>%{customdata}</extra>",
@@ -88,6 +91,13 @@ def density_figure(data: xr.Dataset) -> go.Figure:
     return _finish(figure, 160 + 28 * len(names))
 
 
+def glassy_layers(data: xr.Dataset) -> np.ndarray:
+    """Return which layers have a density: those whose powers do not say that their gradient is continuous."""
+    low = data["second_power"].to_numpy() - 2 * np.nan_to_num(data["second_power_error"].to_numpy())
+    doubt = [str(label) == "unsure" and not least >= CONTINUOUS for label, least in zip(data["label"].to_numpy(), low)]
+    return np.array(doubt) | np.isin(data["label"].to_numpy().astype(str), ("glass", "mixed", "rounding"))
+
+
 def history_figure(rows: Sequence[xr.Dataset]) -> go.Figure:
     """Draw the density of each layer over training.
 
@@ -102,14 +112,15 @@ def history_figure(rows: Sequence[xr.Dataset]) -> go.Figure:
         return figure
     steps = [int(row.attrs["step"]) for row in rows]
     names = _names(rows[0])
+    jumps = np.array([glassy_layers(row) for row in rows])
     for i, (name, short) in enumerate(zip(names, labels(names))):
         rho = np.array([float(row["rho"][i]) for row in rows])
         error = np.array([float(row["rho_error"][i]) for row in rows])
         figure.add_scatter(
             x=steps,
-            y=np.where(rho > 0, rho, np.nan),
+            y=np.where((rho > 0) & jumps[:, i], rho, np.nan),
             error_y={"type": "data", "array": np.nan_to_num(error), "thickness": 1.2},
-            name=short,
+            name=short if jumps[:, i].any() else f"{short} (none)",
             mode="lines+markers",
             line={"width": 1.8, "color": LIGHT[i % len(LIGHT)]},
             meta=i % len(LIGHT),

@@ -43,7 +43,8 @@ POWERS = (
 )
 DENSITY = (
     "Mean square of the gradient's random change per unit of distance, averaged over the weights of each layer, with "
-    "one standard error. It belongs to this size of mini-batch: twice the samples, half the density."
+    "one standard error. It belongs to this size of mini-batch: twice the samples, half the density. Where the powers "
+    "above show no jumps there is none: open circles are what the estimate leaves of smooth curvature at this probe."
 )
 HISTORY = "The same density at each step that was looked at."
 CHANGE = (
@@ -159,21 +160,23 @@ def _caveats(data: xr.Dataset) -> list[str]:
     notes = []
     if int(data.attrs.get("batches", 0)) < 8:
         notes.append(f"Only {int(data.attrs['batches'])} mini-batches: the standard errors are rough themselves.")
-    if "path_power" in data and float(data["path_power"]) > 2.5:
-        notes.append("Along the update the loss is smooth: the glass curve there is a remainder and no prediction.")
+    if "path_power" in data and not _glassy(data):
+        notes.append("Along the update no gradient jumps: the glass curve there is a remainder and no prediction.")
     return notes
 
 
+def _glassy(data: xr.Dataset) -> bool:
+    """Whether kinks show along the update; by the power alone in files that do not say."""
+    told = data.attrs.get("glassy")
+    return float(data["path_power"]) <= 2.5 if told is None else told == "yes"
+
+
 def _tiles(data: xr.Dataset) -> list[tuple[str, str, str]]:
-    rho = data["rho"].to_numpy()
+    rho = np.where(figures.glassy_layers(data), data["rho"].to_numpy(), 0.0)
     best = int(np.argmax(rho))
-    cells = [
-        (
-            "Largest density",
-            number(float(rho[best])),
-            f"± {number(float(data['rho_error'][best]))}, layer {data['layer'].to_numpy()[best]}",
-        )
-    ]
+    error = number(float(data["rho_error"][best]))
+    most = (number(float(rho[best])), f"± {error}, layer {data['layer'].to_numpy()[best]}")
+    cells = [("Largest density", *(most if rho[best] > 0 else ("none", "no gradient jumps")))]
     if "deviation" in data:
         t = data["length"].to_numpy()
         at = int(np.argmin(np.abs(np.log(t))))
@@ -185,8 +188,8 @@ def _tiles(data: xr.Dataset) -> list[tuple[str, str, str]]:
                 f"of the loss, at {'the update' if t[at] == 1 else f'{t[at]:g} updates'}",
             )
         )
-        if float(data["path_power"]) <= 2.5 and glass > 0:
-            cells.append(("Of what kinks predict", share(size / glass), f"which is {number(glass)}"))
+        if _glassy(data) and glass > 0:
+            cells.append(("Share of what kinks predict", share(size / glass), f"{number(size)} of {number(glass)}"))
     worst = int(np.nanargmax(data["leakage"].to_numpy()))
     cells.append(
         (
@@ -219,7 +222,7 @@ def _layer_table(data: xr.Dataset) -> str:
             (
                 str(name),
                 f"{float(data['parameters'][i]):,.0f}",
-                with_error(value["rho"], value["rho_error"]),
+                with_error(value["rho"], value["rho_error"]) if figures.glassy_layers(data)[i] else "none",
                 f"{share(value['leakage'])} ± {share(value['leakage_error'])}",
                 number(crossover) if crossover > 0 else "no glass",
                 number(value["move"]),
