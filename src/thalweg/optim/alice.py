@@ -142,6 +142,7 @@ class Alice(Optimizer):
         defaults = {k: v for k, v in given.items() if k not in ("self", "params", "model", "signs", "__class__")}
         self.model, self.signs = model, signs
         self._batch: dict[Tensor, Held] = {}
+        self._spare: dict[Tensor, dict[str, Tensor]] = {}
         self._observed: Point | None = None
         self._due = -1
         super().__init__(params, defaults)
@@ -152,7 +153,7 @@ class Alice(Optimizer):
         for group in self.param_groups:
             group.setdefault("trust", False)
         self.model, self.signs = self.__dict__.get("model"), self.__dict__.get("signs")
-        self._batch, self._observed, self._due = {}, None, -1
+        self._batch, self._spare, self._observed, self._due = {}, {}, None, -1
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, with bounds that follow from its own learning rate.
@@ -317,8 +318,8 @@ class Alice(Optimizer):
                     state = self.state.get(parameter, {})
                     if state:
                         prepare(parameter, group, state)
-                    centre = local(parameter).detach().clone()
-                    self._batch[parameter] = Held(parameter, group, state, index, centre, sampling=sampling)
+                    spare = self._spare.setdefault(parameter, {})
+                    self._batch[parameter] = Held(parameter, group, state, index, spare, sampling=sampling)
                 index += 1
 
     @torch.no_grad()

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from thalweg.errors import ThalwegWarning, explain
@@ -13,6 +14,7 @@ from thalweg.optim.alice_arithmetic import Piece, advance
 from thalweg.optim.alice_compiled import advance_compiled
 from thalweg.optim.alice_foreach import advance_all
 from thalweg.optim.alice_layout import local, same_layout
+from thalweg.optim.alice_plain import Numbers, advance_plain, plain
 from thalweg.optim.alice_settings import Coefficients, check_gradient, phi_of
 from thalweg.optim.alice_state import AVERAGES, Held, cut, prepare
 from thalweg.optim.alice_trust import foresee, judge
@@ -44,8 +46,7 @@ def advance_groups(optimizer: Alice, batch: Mapping[Tensor, Held]) -> None:
             elif group["compiled"]:
                 advance_compiled(piece, k)
             else:
-                for block in cut(piece):
-                    advance(block, k)
+                _advance_blocks(piece, k)
             state["step"] += 1
             state["samples"] += held.second is not None
             if not (isinstance(k.moving, float) and k.moving == 0):
@@ -54,6 +55,20 @@ def advance_groups(optimizer: Alice, batch: Mapping[Tensor, Held]) -> None:
             advance_all(pieces, k)
         group["batches"] += 1
     foresee(optimizer.param_groups, took)
+
+
+def _advance_blocks(piece: Piece, k: Coefficients) -> None:
+    common = plain(k, piece)
+    numbers = Numbers.of(k, piece.mean.dtype) if common else None
+    scratch: Tensor | None = None
+    for block in cut(piece):
+        if numbers is None:
+            advance(block, k)
+            continue
+        if scratch is None or scratch[0].shape != block.mean.shape:  # the last block may be shorter
+            shape = (2, *block.mean.shape)
+            scratch = torch.empty(shape, dtype=block.mean.dtype, device=block.mean.device)
+        advance_plain(block, k, numbers, scratch)
 
 
 def without_points(optimizer: Alice) -> None:

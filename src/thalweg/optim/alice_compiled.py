@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from thalweg.optim.alice_arithmetic import Piece, advance, inverse
-from thalweg.optim.alice_foreach import plain
+from thalweg.optim.alice_plain import plain
 from thalweg.optim.alice_settings import Coefficients
 
 
 def advance_compiled(piece: Piece, k: Coefficients) -> None:
-    """Advance one parameter by the compiled kernel; what is rare (see `alice_foreach.plain`) goes step by step."""
+    """Advance one parameter by the compiled kernel; what is rare (see `alice_plain.plain`) goes step by step."""
     if not plain(k, piece):
         advance(piece, k)
         return

@@ -1,26 +1,23 @@
-"""The arithmetic of `alice_arithmetic.advance` on lists of tensors: one kernel for many tensors an operation.
+"""The arithmetic of `alice_plain.advance_plain` on lists of tensors: one kernel for many tensors an operation.
 
 The same operations in the same order, hence the same numbers. Everything that is rare (regularisers, fixed bounds,
-half precision) goes through the tensors one by one.
+half precision) goes through the tensors one by one. On the CPU lists are made of blocks, as many as fit into the cache
+together.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from thalweg.optim.alice_arithmetic import Piece, advance, inverse
+from thalweg.optim.alice_layout import block_size
+from thalweg.optim.alice_plain import plain
 from thalweg.optim.alice_settings import Coefficients
-
-
-def plain(k: Coefficients, piece: Piece) -> bool:
-    """Whether a piece takes the common road."""
-    modes = k.hess_comp in ("abs", "rms", "zero") and k.limit_method == "adam"
-    even = piece.rest is None and piece.gradient.dtype == piece.mean.dtype
-    return modes and even and not (k.w1 or k.w2) and float(k.lower) == 0
+from thalweg.optim.alice_state import cut
 
 
 def advance_all(pieces: Sequence[Piece], k: Coefficients) -> None:
@@ -28,7 +25,25 @@ def advance_all(pieces: Sequence[Piece], k: Coefficients) -> None:
     for piece in pieces:
         if not plain(k, piece):
             advance(piece, k)
-    _advance([piece for piece in pieces if plain(k, piece)], k)
+    for together in _lists([piece for piece in pieces if plain(k, piece)]):
+        _advance(together, k)
+
+
+def _lists(pieces: list[Piece]) -> Iterator[list[Piece]]:
+    """Yield what is to be advanced at once: everything, or on the CPU what stays in the cache."""
+    if not pieces or pieces[0].parameter.device.type != "cpu":
+        yield pieces
+        return
+    together: list[Piece] = []
+    count, most = 0, block_size()
+    for piece in pieces:
+        for block in cut(piece):
+            if together and count + block.parameter.numel() > most:
+                yield together
+                together, count = [], 0
+            together.append(block)
+            count += block.parameter.numel()
+    yield together
 
 
 def _advance(pieces: list[Piece], k: Coefficients) -> None:
@@ -37,19 +52,17 @@ def _advance(pieces: list[Piece], k: Coefficients) -> None:
     gradients, means, squares = [p.gradient for p in pieces], [p.mean for p in pieces], [p.square for p in pieces]
     if k.maximize:
         gradients = list(torch._foreach_neg(gradients))
-    scratch = torch._foreach_mul(gradients, gradients)
-    torch._foreach_lerp_(squares, scratch, float(k.square))
     torch._foreach_lerp_(means, gradients, float(k.gradient))
+    torch._foreach_lerp_(squares, torch._foreach_mul(gradients, gradients), float(k.square))
     sampled = [p for p in pieces if p.second is not None and p.glass is not None]
     if sampled:
         seen = _all(sampled, "second")
-        torch._foreach_mul_(seen, seen)
-        torch._foreach_div_(seen, 2 * k.probe)
+        seen = list(torch._foreach_mul(seen, seen))
+        torch._foreach_mul_(seen, 1 / (2 * k.probe))
         torch._foreach_lerp_(_all(sampled, "glass"), seen, float(k.curvature))
     sampled = [p for p in pieces if p.first is not None and p.curvature is not None]
     if sampled:
-        seen = _all(sampled, "first")
-        torch._foreach_div_(seen, 2 * k.probe)
+        seen = list(torch._foreach_mul(_all(sampled, "first"), 1 / (2 * k.probe)))
         if k.hess_comp == "rms":
             torch._foreach_mul_(seen, seen)
         else:
@@ -58,12 +71,12 @@ def _advance(pieces: list[Piece], k: Coefficients) -> None:
     if k.moving == 0:
         return
     bottoms = _denominators(pieces, means, k)
-    torch._foreach_copy_(scratch, squares)
-    torch._foreach_sqrt_(scratch)
-    torch._foreach_add_(scratch, k.eps)
-    torch._foreach_mul_(scratch, float(inverse(k.upper)))
     for bottom in bottoms:
         bottom.nan_to_num_(0.0, math.inf)
+    scratch = list(torch._foreach_rsqrt(squares))
+    torch._foreach_reciprocal_(scratch)
+    torch._foreach_add_(scratch, k.eps)
+    torch._foreach_mul_(scratch, float(inverse(k.upper)))
     torch._foreach_maximum_(bottoms, scratch)
     steps, centres = [p.descent for p in pieces], [p.parameter for p in pieces]
     torch._foreach_copy_(steps, means)
@@ -74,6 +87,7 @@ def _advance(pieces: list[Piece], k: Coefficients) -> None:
 
 
 def _denominators(pieces: list[Piece], means: list[Tensor], k: Coefficients) -> list[Tensor]:
+    """Return new tensors, which the caller may write to."""
     h: list[Tensor] | None = None
     if k.hess_comp != "zero":
         h = _all(pieces, "curvature")
@@ -83,19 +97,19 @@ def _denominators(pieces: list[Piece], means: list[Tensor], k: Coefficients) -> 
         return list(torch._foreach_add(h, k.eps))
     below = list(torch._foreach_abs(means))
     torch._foreach_add_(below, k.eps)
-    alphas = list(torch._foreach_div(_all(pieces, "glass"), below))
-    torch._foreach_mul_(alphas, k.constant)
+    t = list(torch._foreach_div(_all(pieces, "glass"), below))
     if h is None:
-        torch._foreach_mul_(alphas, 2)
-        torch._foreach_add_(alphas, k.eps)
-        return alphas
-    roots = list(torch._foreach_add(alphas, h, alpha=2))
-    torch._foreach_mul_(roots, alphas)
-    torch._foreach_sqrt_(roots)
-    torch._foreach_add_(roots, h)
-    torch._foreach_add_(roots, alphas)
-    torch._foreach_add_(roots, k.eps)
-    return roots
+        torch._foreach_mul_(t, 2 * k.constant)
+        torch._foreach_add_(t, k.eps)
+        return t
+    bottoms = list(torch._foreach_add(t, h, alpha=2 / k.constant))
+    torch._foreach_mul_(bottoms, t)
+    torch._foreach_rsqrt_(bottoms)
+    torch._foreach_reciprocal_(bottoms)
+    torch._foreach_add_(bottoms, t)
+    bottoms = list(torch._foreach_add(h, bottoms, alpha=k.constant))
+    torch._foreach_add_(bottoms, k.eps)
+    return bottoms
 
 
 def _all(pieces: Sequence[Piece], name: str) -> list[Tensor]:

@@ -51,7 +51,8 @@ class Held:
         group: Its group.
         state: Its state, empty before its first gradient.
         index: Its position among all parameters.
-        centre: A copy, put back bit for bit.
+        spare: Memory of earlier batches, to be used again; empty where there is none.
+        centre: A copy, put back bit for bit; None before the parameter first moves.
         second: The gradient at the first probe, then the sum of both, then the second difference.
         first: The difference of both.
         sampling: Whether it is probed in this batch.
@@ -61,7 +62,8 @@ class Held:
     group: Mapping[str, Any]
     state: dict[str, Any]
     index: int
-    centre: Tensor
+    spare: dict[str, Tensor]
+    centre: Tensor | None = None
     second: Tensor | None = None
     first: Tensor | None = None
     sampling: bool = False
@@ -70,12 +72,17 @@ class Held:
         """Put the parameter at the look-ahead point, plus ``sign`` times the probe."""
         own, order = local(self.parameter), memory_order(local(self.parameter))
         state = self.state
+        leaving = self.centre is None
+        if self.centre is None:
+            self.centre = self._room("centre", own.dtype)
         held: list[Tensor | None] = [own, self.centre, state.get("descent"), state.get("rest")]
         views = [None if t is None else flat(local(t), order) for t in held]
         source = self.source(order, drawn, sign * sigma) if sign else None
         for start, (p, centre, descent, rest) in blocks(views):
             assert p is not None
             assert centre is not None
+            if leaving:
+                centre.copy_(p)
             probe = None if source is None else source(start, p.numel()).view(p.shape)
             place(p, centre, descent, rest, state.get("reach", 0.0), probe)
 
@@ -102,8 +109,23 @@ class Held:
         return lambda start, length: listed.narrow(0, start, length)
 
     def restore(self) -> None:
-        """Put the parameter back to its centre."""
-        local(self.parameter).copy_(self.centre)
+        """Put the parameter back to its centre, where it has left it."""
+        if self.centre is not None:
+            local(self.parameter).copy_(self.centre)
+
+    def _room(self, name: str, dtype: torch.dtype) -> Tensor:
+        """Return memory in the layout of the parameter.
+
+        On the CPU it is that of the batch before: new pages of large tensors cost more than what is done with them.
+        Elsewhere torch has a cache of its own.
+        """
+        own, found = local(self.parameter), self.spare.get(name)
+        like = torch.empty_like(own, dtype=dtype, device="meta")
+        if found is None or (found.shape, found.stride(), found.dtype) != (like.shape, like.stride(), dtype):
+            found = torch.empty_like(own, dtype=dtype)
+            if own.device.type == "cpu":
+                self.spare[name] = found
+        return found
 
     def observe(self, sign: int, scale: float | Tensor | None, drawn: Signs | None) -> None:
         """Take the gradient of one evaluation into the differences."""
@@ -114,7 +136,7 @@ class Held:
         own = local(gradient).to(wide(local(gradient).dtype))
         own = own if scale is None else own / scale
         if sign == 1:
-            self.second = torch.empty_like(self.centre, dtype=own.dtype).copy_(own)
+            self.second = self._room("second", own.dtype).copy_(own)
             return
         assert self.second is not None
         order = memory_order(self.second)
@@ -123,7 +145,7 @@ class Held:
                 second.sub_(g, alpha=2)  # type: ignore[union-attr,arg-type]
             return
         if "curvature" in kept(self.group, self.parameter.dtype):
-            self.first = torch.empty_like(self.second)
+            self.first = self._room("first", self.second.dtype)
         lists = [flat(self.second, order), flat(own, order), None if self.first is None else flat(self.first, order)]
         for _, (second, g, first) in blocks(lists):
             assert second is not None
