@@ -94,7 +94,7 @@ def measure(name: str, rounds: int, steps: int) -> dict[str, Any]:
     draws, w = Draws(problem, size, 0, "train"), problem.initial
     jobs: dict[str, Callable[[], object]] = {
         "train": train,
-        "passes": lambda: [draws.gradient(w, i) for i in range(16)],
+        "passes": lambda: draws.at(w, lambda gradient: [gradient(i)[0] for i in range(16)]),
     }
     jobs |= {f"{n} {keep}": probing(n, keep) for n, _, _ in SETTINGS for keep in WAYS}
     passes = {}

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -15,11 +15,15 @@ from thalweg import _rng
 from thalweg.errors import EmptyData, InvalidInput, NonFinite, explain
 from thalweg.operators.data_parallel import DataParallelProblem
 from thalweg.problem import Problem
+from thalweg.problem.batches import TensorBatches, map_tensors
 from thalweg.problem.guards import preserved_rng
+from thalweg.runs.gradient_passes import Evaluated, passes
 from thalweg.runs.gradient_source import IndexedBatches
 from thalweg.runs.gradient_streams import reseed
 
 Mode = Literal["train", "eval", "current"]
+Gradient = Callable[[int], tuple[Tensor, Sequence[Tensor]]]
+T = TypeVar("T")
 
 
 @contextmanager
@@ -104,10 +108,29 @@ class Draws:
         Raises:
             NonFinite: One of them is NaN or infinite.
         """
-        leaves = [leaf.requires_grad_() for leaf in self.problem.layout.split(self.problem._own(w).detach().clone())]
+        value, grads = self.at(w, lambda gradient: gradient(i))
+        wide = [g.to(torch.promote_types(g.dtype, torch.float32)) for g in grads]
+        square = sum(float(torch.linalg.vector_norm(g)) for g in wide)
+        check_finite(i, float(value), square)
+        return float(value), wide
+
+    def at(self, w: Tensor, job: Callable[[Gradient], T]) -> T:
+        """Call ``job(gradient)``, where ``gradient(i)`` is loss and gradient of mini-batch ``i`` at ``w``.
+
+        What keeps an evaluation from leaving a trace is set up once for all of the job, which is where most of the time
+        of short passes went. Each pass has random numbers of its own, and buffers as the model has them.
+
+        Args:
+            w: The point, shape ``(P,)``.
+            job: Calls ``gradient`` as often as it likes, and keeps none of it.
+        """
         with switched(self.problem.model, self.mode), preserved_rng(self.problem.device):
-            reseed(_rng.derive_seed(self.seed, "gradient probe noise", i), self.problem.device)
-            value, grads, weight = self.problem._batch_gradient(leaves, self._batch(i))
+            return passes(self.problem, w, lambda evaluate: job(lambda i: self._one(evaluate, i)))
+
+    def _one(self, evaluate: Callable[[Any], Evaluated], i: int) -> tuple[Tensor, Sequence[Tensor]]:
+        batch = self._batch(i)
+        reseed(_rng.derive_seed(self.seed, "gradient probe noise", i), self.problem.device)
+        value, grads, weight = evaluate(batch)
         if not weight:
             raise EmptyData(
                 explain(
@@ -116,25 +139,33 @@ class Draws:
                     "Take larger mini-batches, or leave such samples out of the data",
                 )
             )
-        wide = [g.to(torch.promote_types(g.dtype, torch.float32)) for g in grads]
-        largest = torch.stack([*torch._foreach_norm(wide, ord=math.inf), value.to(wide[0])])
-        if not bool(torch.isfinite(largest).all()):
-            loss = float(value)
-            what = (
-                f"The loss is {loss}" if loss - loss != 0 else f"The loss is {loss:.6g}, and its gradient not finite,"
-            )
-            raise NonFinite(
-                explain(
-                    f"{what} on mini-batch {i} of the probe",
-                    "a gradient level over it has no value",
-                    "Find out at which step the run left the domain of its loss, and look at it before that",
-                )
-            )
-        return float(value), wide
+        return value, grads
 
     def _batch(self, i: int) -> Any:
-        if isinstance(self._source, IndexedBatches):
-            batch = self._source.fetch(self.indices(i), _rng.derive_seed(self.seed, "gradient probe samples", i))
+        indices, source = self.indices(i), self._source
+        if isinstance(source, IndexedBatches):
+            batch = source.fetch(indices, _rng.derive_seed(self.seed, "gradient probe samples", i))
+        elif isinstance(source, TensorBatches):
+            batch = map_tensors(lambda t: t[indices.to(t.device)], source.data)
         else:
-            batch = next(iter(self._source.subset(self.indices(i)).recut(self.batch_size)))
+            reseed(_rng.derive_seed(self.seed, "gradient probe noise", i), self.problem.device)  # a transform may draw
+            batch = next(iter(source.subset(indices).recut(self.batch_size)))
         return self.problem._place(batch)
+
+
+def check_finite(i: int, loss: float, size: float) -> None:
+    """Refuse a mini-batch whose loss, or the size of whose gradient, is NaN or infinite.
+
+    Raises:
+        NonFinite: It is.
+    """
+    if math.isfinite(loss) and math.isfinite(size):
+        return
+    what = f"The loss is {loss}" if not math.isfinite(loss) else f"The loss is {loss:.6g}, and its gradient not finite,"
+    raise NonFinite(
+        explain(
+            f"{what} on mini-batch {i} of the probe",
+            "a gradient level over it has no value",
+            "Find out at which step the run left the domain of its loss, and look at it before that",
+        )
+    )

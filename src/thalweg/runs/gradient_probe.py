@@ -15,8 +15,8 @@ from thalweg import _rng
 from thalweg.errors import InvalidInput, NonFinite, NumericalWarning, explain
 from thalweg.problem import Problem
 from thalweg.runs.gradient_draws import Draws, Mode
-from thalweg.runs.gradient_moments import Products, moments
-from thalweg.runs.gradient_sums import Keep, add_up, check_count, groups_of, joined
+from thalweg.runs.gradient_moments import moments
+from thalweg.runs.gradient_sums import Keep, Sums, add_up, check_count, groups_of, joined
 from thalweg.runs.measures import Context, Measure, check_every
 from thalweg.runs.metrics import Value, Variable
 
@@ -154,8 +154,7 @@ class GradientProbe(Measure):
         for mode in self.modes:
             draws = Draws(problem, self.batch_size, seed, mode)
             sums = add_up(draws, point, self.batches, d=d, keep=self.keep, group=group, shared=shared)
-            parts = [sums.products(t) for t in range(len(sums.sizes))]
-            whole = joined(parts)
+            whole = sums.whole()
             level = moments(whole, shifted=d is not None)
             values = {
                 UNBIASED: level.unbiased,
@@ -168,7 +167,7 @@ class GradientProbe(Measure):
             if d is not None:
                 values[PLAIN] = moments(whole).unbiased
             if self.groups:
-                values[SCALE_FREE] = self._scale_free(problem, point, parts)
+                values[SCALE_FREE] = self._scale_free(problem, point, sums)
             found |= {variable(name, mode): value for name, value in values.items()}
         return {name: value for name, value in found.items() if math.isfinite(value)}
 
@@ -211,11 +210,11 @@ class GradientProbe(Measure):
         recorder.log(step, **found)
         return found
 
-    def _scale_free(self, problem: Problem, w: Tensor, parts: Sequence[Products]) -> float:
+    def _scale_free(self, problem: Problem, w: Tensor, sums: Sums) -> float:
         layout = problem.layout
         pieces = layout.split(w.to(torch.float64))
         total = 0.0
         for places in groups_of(layout.names, self.groups).values():
             length = sum(float(pieces[t].square().sum()) for t in places)
-            total += length * moments(joined([parts[t] for t in places])).unbiased
+            total += length * moments(joined([sums.products(t) for t in places])).unbiased
         return total
