@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from regime_cases import case, maker, stored
-from regime_expectations import EDGE, EXPECTED, SEEDS, arrived, called, holds, in_order
+from regime_expectations import EDGE, EXPECTED, SEEDS, arrived, called, holds, in_order, touches
 
 from thalweg import rules
 from thalweg.errors import InvalidInput
@@ -28,6 +28,7 @@ def test_all_but_one_come_to_the_threshold():
     """The expectation of runs that do not arrive is no way out for the others."""
     short = [(n, s) for n in COMES for s in SEEDS if not arrived(case(n, s), 6000 if n == "drop" else np.inf)]
     assert short == [("drop", 1)]
+    assert not any(touches(case(n, s)) for n in ("true", "catapult") for s in SEEDS)
     given = case("drop", 1)
     late = (given["sharpness_steps"] > 1000) & (given["sharpness_steps"] < 6000)
     ratio = given["sharpness"][late] * given["learning_rate"][0] / 2

@@ -5,7 +5,7 @@ import pytest
 from regime_expectations import EDGE
 
 from thalweg.phases.regimes import segment
-from thalweg.phases.regimes_turns import DOUBLING, approaching, arrival, rest
+from thalweg.phases.regimes_turns import DOUBLING, NEAR, approaching, arrival, rest
 
 
 def sampled(end, points=90):
@@ -25,36 +25,41 @@ def logarithmic(t, knots, values):
 def test_a_plateau_begins_at_the_corner(n, corner, seed):
     x = np.sort(np.random.default_rng(100 + seed).uniform(0, 2, n))
     y = np.minimum(0.8 * (x - x[corner]), 0) - 0.01 + 0.005 * np.random.default_rng(seed).normal(size=n)
-    assert abs(arrival(x, y, 0.005) - corner) <= 2
+    found, came = arrival(x, y, 0.005)
+    assert came
+    assert abs(found - corner) <= 2 or (found < corner and y[found] >= -NEAR)
+    below, came = arrival(x, y - 0.03, 0.005)
+    assert not came
+    assert abs(below - corner) <= 2
 
 
-def test_the_plateau_is_that_of_a_search_over_everything():
-    """Naive: least squares by `numpy.linalg.lstsq` for each corner."""
+def test_the_corner_is_that_of_a_search_over_everything():
+    """Naive: least squares by `numpy.linalg.lstsq` for each corner, below the threshold."""
     rng = np.random.default_rng(3)
     for _ in range(20):
         x = np.sort(rng.uniform(0, 1, 15))
-        y = np.minimum(rng.uniform(0.2, 2) * (x - rng.uniform(0.2, 0.8)), 0) - 0.05 + 0.01 * rng.normal(size=15)
+        y = np.minimum(rng.uniform(0.2, 2) * (x - rng.uniform(0.2, 0.8)), 0) - 0.08 + 0.01 * rng.normal(size=15)
         costs = {0: ((y - y.mean()) ** 2).sum() - 2 * 0.01**2 * np.log(15)}
+        assert y.max() < -NEAR
         for k in range(1, 13):
             design = np.stack([np.ones(15), np.minimum(x - x[k], 0)], 1)
-            fit, *_ = np.linalg.lstsq(design, np.minimum(y, 0), rcond=None)
+            fit, *_ = np.linalg.lstsq(design, y, rcond=None)
             if fit[1] * (x[k] - x[0]) > 0.04:
-                costs[k] = ((np.minimum(y, 0) - design @ fit) ** 2).sum()
-        costs[0] = ((np.minimum(y, 0) - np.minimum(y, 0).mean()) ** 2).sum() - 2 * 0.01**2 * np.log(15)
-        assert arrival(x, y, 0.01) == min(costs, key=costs.get)
+                costs[k] = ((y - design @ fit) ** 2).sum()
+        assert arrival(x, y, 0.01) == (min(costs, key=costs.get), False)
 
 
 @pytest.mark.parametrize("seed", range(10))
 def test_noise_alone_is_no_rise_and_nothing_approaches(seed):
     x = np.linspace(0, 1, 30)
-    y = -0.02 + 0.01 * np.random.default_rng(seed).normal(size=30)
-    assert arrival(x, y, 0.01) == 0
+    y = -0.05 + 0.01 * np.random.default_rng(seed).normal(size=30)
+    assert arrival(x, y, 0.01) == (0, False)
     assert not approaching(x, y, 0.01)
 
 
 def test_what_drifts_above_the_threshold_has_arrived():
     x = np.linspace(0, 1, 30)
-    assert arrival(x, 0.1 * x, 1e-3) == 0
+    assert arrival(x, 0.1 * x, 1e-3) == (0, True)
     assert not approaching(x, 0.3 * x, 1e-3)
     t = sampled(8000)
     lam = logarithmic(t, [0, 20, 200, 1000, 8000], [9, 2, 2, 20.2, 23])
@@ -70,6 +75,25 @@ def test_the_edge_begins_where_a_slow_approach_ends():
     assert found.order == ("transient", "saturation", "sharpening", EDGE)
     assert 4500 < found.segments[-1].start < 7500
     assert found.segments[-1].ratio == pytest.approx(1, abs=0.02)
+
+
+def test_a_slowing_approach_arrives_within_five_percent_and_not_at_the_bend():
+    x = np.linspace(2, 4, 41)
+    y = -0.5 * np.exp(-4 * (x - 2))
+    found, came = arrival(x, y, 1e-3)
+    assert came
+    assert y[found - 1] < -NEAR <= y[found]
+
+
+def test_one_touch_of_the_threshold_is_no_arrival():
+    x = np.linspace(0, 1, 12)
+    y = np.full(12, -0.05)
+    y[4] = 0.0
+    assert arrival(x, y, 1e-3) == (0, False)
+    y[10:] = 0.0
+    assert not arrival(x, y, 1e-3)[1]
+    y[8:] = 0.0
+    assert arrival(x, y, 1e-3) in [(8, True), (9, True)]
 
 
 @pytest.mark.parametrize("end", [17.0, 18.5])

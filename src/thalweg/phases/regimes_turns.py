@@ -22,6 +22,8 @@ FLOOR = 1e-3
 
 DOUBLING = float(np.log10(2))
 """A rest counts as a regime where it lasts at least as long as all time before it, in decades."""
+NEAR = float(-np.log10(0.95))
+"""Within 5 % of the threshold it is reached."""
 FEW = 3
 """Measurements that a rest or a plateau has at least."""
 
@@ -63,8 +65,8 @@ def mend(
         inside = inside[np.diff(x[usable[inside]], prepend=-np.inf) > 0]
         if label == "edge of stability" and len(inside) > FEW:
             at, values = x[usable[inside]], ratio[inside]
-            since_arrival = arrival(at, values, noise(at, values))
-            risen = int(usable[inside[since_arrival]]) if since_arrival else start
+            first, _ = arrival(at, values, noise(at, values))
+            risen = int(usable[inside[first]]) if first else start
             mended[start:risen] = ["sharpening"] * (risen - start)
     return mended
 
@@ -88,18 +90,20 @@ def deciding(x: Floats, usable: Indices, ratio: Floats, grid: Floats, own: Indic
     at, y = x[usable[inside]], ratio[inside]
     if len(at) >= FEW:
         spread = noise(at, y)
-        since = arrival(at, y, spread)
-        rising = approaching(at[since:], y[since:], spread)
-        values = values[grid >= min(at[since], grid[-1])] if since else values
+        since, came = arrival(at, y, spread)
+        rising = not came and approaching(at, y, spread)
+        values = values[grid >= min(at[since], grid[-1])] if came else values
     return float(10 ** np.median(values)), rising
 
 
-def arrival(x: Floats, y: Floats, noise: float) -> int:
-    r"""Return the first measurement of the plateau that a rise to the threshold ends in; 0 where no rise is seen.
+def arrival(x: Floats, y: Floats, noise: float) -> tuple[int, bool]:
+    r"""Return the first measurement at the threshold, and whether it is within 5 % of it for good.
 
-    Fits ``y = level + s \min(x - x_k, 0)`` with ``s > 0`` for each ``k`` by least squares, ``y`` cut off at the
-    threshold: what drifts above has arrived. The rise is believed where it lowers the squares by more than two
-    parameters of noise do (``2 \sigma^2 \ln n``) and is more than 10 % high.
+    First the corner: ``y = level + s \min(x - x_k, 0)`` with ``s > 0`` for each ``k`` by least squares, ``y`` cut off
+    at the threshold, since what drifts above has arrived. The rise is believed where it lowers the squares by more than
+    two parameters of noise do (``2 \sigma^2 \ln n``) and is more than 10 % high. A rise that slows down bends before it
+    arrives: from the corner on, the first measurement within 5 % of the threshold, or two of the noise, is taken, if
+    the median from there on is as near. If none is, the corner stands.
 
     Args:
         x: Logarithm of time, increasing, ``(n,)``.
@@ -108,11 +112,11 @@ def arrival(x: Floats, y: Floats, noise: float) -> int:
 
     Example:
         >>> x = np.arange(8.0)
-        >>> arrival(x, np.minimum(0.1 * (x - 4), 0), 1e-3), arrival(x, 0.1 * x, 1e-3)
-        (4, 0)
+        >>> [arrival(x, y, 1e-3) for y in (np.minimum(0.1 * (x - 4), 0), np.minimum(0.1 * (x - 4), 0) - 0.04, 0.1 * x)]
+        [(4, True), (4, False), (0, True)]
     """
     n, y = len(x), np.minimum(y, 0.0)
-    best, found = float(((y - y.mean()) ** 2).sum()) - 2 * noise**2 * np.log(max(n, 2)), 0
+    best, corner = float(((y - y.mean()) ** 2).sum()) - 2 * noise**2 * np.log(max(n, 2)), 0
     for k in range(1, n - FEW + 1):
         ramp = np.minimum(x - x[k], 0.0)
         centred = ramp - ramp.mean()
@@ -122,12 +126,15 @@ def arrival(x: Floats, y: Floats, noise: float) -> int:
         left = y - y.mean() - slope * centred
         cost = float(left @ left)
         if cost < best:
-            best, found = cost, k
-    return found
+            best, corner = cost, k
+    there = corner + np.flatnonzero(y[corner:] >= -max(NEAR, 2 * noise))
+    if len(there) and n - there[0] >= FEW and np.median(y[there[0] :]) >= -max(NEAR, 2 * noise):
+        return int(there[0]), True
+    return corner, False
 
 
 def approaching(x: Floats, y: Floats, noise: float) -> bool:
-    """Whether a stretch below the threshold still rises to it: beyond its noise, by 10 % and 0.15 a decade.
+    """Whether a stretch more than 5 % below the threshold still rises to it: by 0.15 a decade, beyond its noise.
 
     Arguments are those of `arrival`.
 
@@ -136,12 +143,11 @@ def approaching(x: Floats, y: Floats, noise: float) -> bool:
         >>> approaching(x, 0.2 * (x - 9), 1e-3), approaching(x, 0.2 * x, 1e-3), approaching(x, 0.2 * (x - 9), 1.0)
         (True, False, False)
     """
-    if len(x) < FEW or np.median(y) >= 0:
+    if len(x) < FEW or np.median(y) >= -NEAR:
         return False
     centred = x - x.mean()
     square = float(centred @ centred)
-    slope = float(centred @ np.minimum(y, 0.0)) / square
-    return slope > max(STEEP, 2 * noise / float(np.sqrt(square))) and slope * float(x[-1] - x[0]) > MOVED
+    return float(centred @ np.minimum(y, 0.0)) / square > max(STEEP, 2 * noise / float(np.sqrt(square)))
 
 
 def rest(x: Floats, y: Floats, since: float) -> tuple[int, int] | None:
