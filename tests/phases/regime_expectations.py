@@ -3,7 +3,8 @@
 Written down before seeds 1 to 3 were segmented, but for the mini-batch runs: that an edge may also be called where the
 loss is thrown while sharpness rests was added after seed 1 of ``sgd``, with ``sgd_true`` made to speak against it.
 What is expected where a run does not come to the threshold in time (`arrived`) was added after seed 1 of ``drop``;
-where one comes to it that should not (`touches`), after seed 8 of ``catapult``. Seeds 9 to 13 came after both.
+where one comes to it that should not (`touches`), after seed 8 of ``catapult``; that an edge may go unseen in the loss
+of an ``sgd`` run that does not arrive, after seed 8 of that. Seeds 9 to 13 were segmented after all of these.
 """
 
 import functools
@@ -150,10 +151,12 @@ def judged(name, given):
     """Return whether one run is called what it should be, and what it was called."""
     kind = name.split(",")[0]
     if kind != name:
+        there = arrived(given)
         del given["batch_sharpness"]
         found = segment(**given)
         told = any("not from its ratio" in note for note in found.notes)
-        return (EDGE in found.order) == told and told == (kind == "sgd"), found
+        expected = told or not there if kind == "sgd" else not told
+        return (EDGE in found.order) == told and expected, found
     found = segment(**given)
     return bool(EXPECTED[name][1](found, given)), found
 

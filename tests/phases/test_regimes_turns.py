@@ -143,3 +143,14 @@ def test_a_run_that_turns_slowly_saturates_and_one_that_turns_at_once_does_not(r
         middle = next(s for s in found.segments if s.label == "saturation")
         assert middle.start < 60 < middle.end
         assert abs(middle.change) < 0.05
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_noise_of_batch_sharpness_keeps_no_run_from_the_edge(seed):
+    """Its level is 0.87 of the threshold: the median of noisy values may lie below the band."""
+    t = np.unique([*sampled(8000), *np.linspace(4000, 8000, 20).astype(int)])
+    lam = logarithmic(t, [0, 20, 200, 2000, 8000], [9, 2, 2, 20, 20])
+    batch = 0.87 * lam * 10 ** (0.09 * np.random.default_rng(seed).normal(size=len(t)))
+    given = {"sharpness_steps": t, "rule": "gd", "samples": 300, "batch_size": 30}
+    assert segment(noisy(8000), lam, 0.1, batch_sharpness=batch, **given).order[-1] == EDGE
+    assert EDGE not in segment(noisy(8000), lam, 0.1, batch_sharpness=0.6 * batch, **given).order
