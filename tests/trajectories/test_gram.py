@@ -1,5 +1,7 @@
 """The streaming Gram against brute force: exact sums, every byte once, whatever is read at a time."""
 
+from concurrent.futures import Future
+
 import numpy as np
 import pytest
 import torch
@@ -8,8 +10,10 @@ from hypothesis import strategies as st
 
 from reference.trajectories import Memory, exact, kernel, kernel_only, relative_error, walk
 from thalweg.errors import InvalidInput, NonFinite, StorageError
+from thalweg.runs.sources import TensorInfo, Trajectory
 from thalweg.trajectories import combine, extend, grams, run_task, tasks
-from thalweg.trajectories.tiles import BLOCK
+from thalweg.trajectories.products import Products, Workspace
+from thalweg.trajectories.tiles import BLOCK, layout
 
 EPS = 2.0**-23
 SHAPES = {"embed": (300, 64), "qkv": (96, 32), "norm": (32,), "head": (32, 300)}
@@ -194,6 +198,83 @@ def test_skipping_leaves_the_elements_out_everywhere():
     assert [(b.step, b.tensor, b.elements) for b in found.bad] == [(2, "head", 2), (4, "head", 1)]
     kept = [i for i in range(32 * 300) if i not in (5, 9)]
     assert relative_error(found.increments("head"), exact(points, "head", kept)[0]) < 1e-7
+
+
+class Threads:
+    """In place of the second thread: what it is asked for is done at once, or not before it is waited for."""
+
+    def __init__(self, prompt):
+        self.prompt, self.asked = prompt, 0
+
+    def submit(self, function, *args):
+        self.asked += 1
+        future = Later(function, args)
+        if self.prompt:
+            future.run()
+        return future
+
+    def shutdown(self, **how):
+        pass
+
+
+class Later(Future):
+    def __init__(self, function, args):
+        super().__init__()
+        self.function, self.args = function, args
+
+    def run(self):
+        try:
+            self.set_result(self.function(*self.args))
+        except Exception as error:
+            self.set_exception(error)
+
+    def result(self, timeout=None):
+        if not self.done():
+            self.run()
+        return super().result(timeout)
+
+
+def shared(rows, kind, *, on_bad="raise"):
+    """Products of a tensor of many buffers, of which the second thread takes none, those it can, or almost none."""
+    workspace = Workspace()
+    workspace.pool = None if kind == "alone" else Threads(kind == "prompt")
+    info = TensorInfo("w", (rows.shape[1],), rows.dtype)
+    found = Products(range(len(rows)), layout(info), on_bad=on_bad, workspace=workspace)
+    for start in range(0, rows.shape[1], 5000):
+        found.add(rows[:, start : start + 5000], start, min(start + 5000, rows.shape[1]))
+    found.finish()
+    return found, workspace.pool
+
+
+@pytest.mark.parametrize("kind", ["prompt", "late"])
+def test_who_multiplies_a_buffer_changes_no_bit(kind):
+    rows = torch.stack([point["w"] for point in walk({"w": (37 * BLOCK + 11,)}, 5, scale=1e-3)])
+    rows[2, 9 * BLOCK] = torch.nan  # it is left out, and counted, by whoever has its block
+    (one, _), (other, threads) = shared(rows, "alone", on_bad="skip"), shared(rows, kind, on_bad="skip")
+    assert threads.asked == 9 if kind == "prompt" else 0 < threads.asked < 9
+    assert np.array_equal(one.moments, other.moments)
+    assert np.array_equal(one.unchanged, other.unchanged)
+    assert one.unchanged.any()
+    assert (one.bad, one.flops) == (other.bad, other.flops)
+    assert one.bad == {2: 1}
+
+
+@pytest.mark.parametrize("kind", ["alone", "prompt", "late"])
+def test_the_first_block_that_is_not_finite_is_named(kind):
+    rows = torch.zeros(6, 40 * BLOCK)
+    rows[4, 3], rows[1, 4 * BLOCK] = torch.nan, torch.inf
+    with pytest.raises(NonFinite, match="step 4 "):
+        shared(rows, kind)
+
+
+def test_inside_inference_mode():
+    points = torch.stack([point["w"] for point in walk({"w": (21 * BLOCK,)}, 5)])
+    points[3, ::BLOCK] = torch.nan
+    right = grams(Trajectory.from_arrays(points), on_bad="skip")
+    with torch.inference_mode():
+        found = grams(Trajectory.from_arrays(points), on_bad="skip")
+    assert np.array_equal(found.G, right.G)
+    assert found.bad == right.bad != ()
 
 
 def test_finite_numbers_whose_squares_overflow_are_no_error():

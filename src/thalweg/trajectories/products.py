@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -16,6 +17,10 @@ from thalweg.trajectories.tiles import BLOCK, Layout
 
 BUFFER = {True: 4, False: 256}
 """Blocks that are converted together, on the CPU (so that they stay in its caches) and on an accelerator."""
+COMPARED = 8
+"""Rows of which the zeros are found at a time: they stay in the fastest cache, and few calls are made."""
+WAITING = 2
+"""Sums of buffers that may be done before those of an earlier one."""
 
 
 class NonFiniteWeights(NonFinite):
@@ -48,8 +53,7 @@ class Workspace:
 
     Args:
         length: Elements of a row of the longest buffer; longer ones are made when they are needed.
-        threaded: Multiply in a thread of its own, while the caller converts and subtracts what comes next; `close` ends
-            it.
+        threaded: Have a second thread for subtracting and multiplying; `close` ends it.
     """
 
     def __init__(self, length: int = 0, *, threaded: bool = False) -> None:
@@ -70,12 +74,27 @@ class Workspace:
             self.pool.shutdown(wait=True, cancel_futures=True)
 
 
+@dataclass
+class _Sums:
+    """What some blocks of a part add."""
+
+    product: np.ndarray
+    same: np.ndarray
+    square: float
+    flops: int
+    bad: dict[int, int] = field(default_factory=dict)
+
+
 class Products:
     """Accumulates ``Y Y^T`` over the elements of one tensor, with rows ``Y = (theta_1, U_1, ..., U_{T-1})``.
 
     Differences are taken of the raw numbers, products over blocks of `BLOCK` elements in float32 (float64 if
     ``exact``), sums over blocks in float64. On the CPU a product ``Y Y^T`` goes to BLAS as a symmetric one, which does
     half of the work.
+
+    With a threaded workspace the caller fills one buffer after the other, gives it to the second thread if that is
+    free, and works on it itself if not: both are busy whatever the products cost compared with the rest. Sums are added
+    in the order of the buffers, so that it does not matter who made them.
 
     Args:
         steps: Steps of the checkpoints, for messages.
@@ -109,9 +128,9 @@ class Products:
         self.filled = [0] * parts
         self.workspace = workspace or Workspace()
         self.y = self._buffer("y")
-        self.pending: Future[None] | None = None
         self.spare: tuple[Tensor, Tensor] | None = None
-        self.equal = np.empty(self.length, dtype=bool)
+        self.busy: Future[_Sums] | None = None
+        self.waiting: deque[tuple[int, Future[_Sums]]] = deque()
         self.moments = np.zeros((parts, rows, columns))
         self.unchanged = np.zeros((parts, rows - 1))
         self.bad: dict[int, int] = {}
@@ -158,53 +177,71 @@ class Products:
         for part in range(len(self.filled)):
             if self.filled[part]:
                 self._multiply(part, here=True)
-        self._settle()
+        self._settle(0)
         self.open.clear()
 
     def _buffer(self, name: str) -> Tensor:
         return self.workspace.get(name, len(self.steps), self.length, self.dtype, self.device)
 
-    def _settle(self) -> None:
-        """Wait for the blocks under way; there are never more than those of one buffer, so sums keep their order."""
-        pending, self.pending = self.pending, None
-        if pending is not None:
-            pending.result()
-
     def _multiply(self, part: int, *, here: bool = False) -> None:
+        """Have the sums of a buffer made, by the second thread if it is free."""
         count, self.filled[part] = self.filled[part], 0
-        x, y = self.open[part][:, :count], self.y[:, :count]
-        _differences(x, y)
-        same = self._equal(x, self.equal)
-        self._settle()
-        pool = self.workspace.pool
-        if pool is None or here:
-            self._add(part, x, y, same)
-            return
-        if self.spare is None:
-            self.spare = self._buffer("x spare"), self._buffer("y spare")
-        self.pending = pool.submit(self._add, part, x, y, same)
-        taken = self.open[part], self.y
-        self.open[part], self.y = self.spare
-        self.spare = taken  # free again when what is pending is settled
+        x, pool = self.open[part], self.workspace.pool
+        if pool is not None and not here and (self.busy is None or self.busy.done()):
+            if self.spare is None:
+                self.spare = self._buffer("x spare"), self._buffer("y spare")
+            other, y = self.spare
+            self.busy = pool.submit(self._sums, x[:, :count], y[:, :count])
+            self.waiting.append((part, self.busy))
+            self.open[part], self.spare = other, (x, y)  # free again when the thread is
+        else:
+            mine: Future[_Sums] = Future()
+            self.waiting.append((part, mine))
+            try:
+                mine.set_result(self._sums(x[:, :count], self.y[:, :count]))
+            except Exception as error:  # raised below, after what earlier blocks may raise
+                mine.set_exception(error)
+        self._settle(WAITING)
 
-    def _add(self, part: int, x: Tensor, y: Tensor, same: np.ndarray) -> None:
-        """Add the products of some blocks, of which ``y`` holds the differences."""
-        product = self._product(y)
+    def _settle(self, limit: int) -> None:
+        """Add the sums that are there, in the order of their buffers, and wait until no more than some are left."""
+        while self.waiting and (len(self.waiting) > limit or self.waiting[0][1].done()):
+            part, future = self.waiting.popleft()
+            sums = future.result()
+            self.moments[part] += sums.product
+            self.unchanged[part] += sums.same
+            self.flops += sums.flops
+            if self.last is None:  # squares on the coarse grid of a short type round alike: this sum errs the most
+                self.moments[part, 0, 0] += sums.square - sums.product[0, 0]
+            for index, count in sums.bad.items():
+                self.bad[index] = self.bad.get(index, 0) + count
+
+    def _sums(self, x: Tensor, y: Tensor) -> _Sums:
+        """Return what some blocks add; ``y`` is where their differences go. It may run in any thread."""
+        _differences(x, y)
+        same, product, times = self._equal(x, y), self._product(y), 1
+        bad: dict[int, int] = {}
         if not np.isfinite(product).all():
-            skipped = self._clean(x)
+            skipped, bad = self._clean(x)
             if skipped:
                 _differences(x, y)
-                product, same = self._product(y), self._equal(x, np.empty_like(self.equal)) - skipped
+                same, product, times = self._equal(x, y) - skipped, self._product(y), 2
             if not np.isfinite(product).all():  # finite numbers whose squares are beyond float32
-                product = self._product(_differences(x.double(), torch.empty_like(x, dtype=torch.float64)))
-        self.moments[part] += product
-        if self.last is None:  # squares on the coarse grid of a short type round alike: this sum errs the most
-            self.moments[part, 0, 0] += float(x[0].double().square().sum()) - product[0, 0]
-        self.unchanged[part] += same
+                wide = torch.empty_like(x, dtype=torch.float64)
+                product, times = self._product(_differences(x.double(), wide)), times + 1
+        flops = times * 2 * y.shape[0] * y.shape[1] * (self.last or y.shape[0])
+        return _Sums(product, same, self._square(x[0]), flops, bad)
+
+    def _square(self, row: Tensor) -> float:
+        if self.last is not None:
+            return 0.0
+        if self.device.type != "cpu":
+            return float(row.double().square().sum())
+        wide = row.numpy().astype(np.float64)
+        return float(wide @ wide)
 
     def _product(self, y: Tensor) -> np.ndarray:
         count = y.shape[1]
-        self.flops += 2 * y.shape[0] * count * (self.last or y.shape[0])
         if self.device.type == "cpu":
             array: np.ndarray = y.numpy()
             first = 0 if self.last is None else array.shape[0] - self.last
@@ -225,22 +262,23 @@ class Products:
                 sums += torch.bmm(blocks, blocks[:, first:].transpose(1, 2)).double().sum(0)
         return np.asarray(sums.cpu().numpy())
 
-    def _equal(self, x: Tensor, flags: np.ndarray) -> np.ndarray:
+    def _equal(self, x: Tensor, y: Tensor) -> np.ndarray:
         """Count the elements that neighbours have in common."""
         if self.device.type != "cpu":
             return np.asarray((x[1:] == x[:-1]).sum(1).double().cpu().numpy())
-        flags, array = flags[: x.shape[1]], x.numpy()
-        found = np.empty(len(array) - 1)
-        for row in range(len(found)):  # one row at a time stays in the fastest cache
-            np.equal(array[row + 1], array[row], out=flags)
-            found[row] = np.count_nonzero(flags)
+        array: np.ndarray = y.numpy()  # a difference is zero where they are equal, and only there: it may be subnormal
+        found, flags = np.empty(len(array) - 1), np.empty((COMPARED, y.shape[1]), dtype=bool)
+        for first in range(1, len(array), COMPARED):
+            rows = array[first : first + COMPARED]
+            np.equal(rows, 0, out=flags[: len(rows)])
+            found[first - 1 : first - 1 + len(rows)] = [np.count_nonzero(row) for row in flags[: len(rows)]]
         return found
 
-    def _clean(self, x: Tensor) -> int:
-        """Zero the elements that are not finite somewhere; return how many there were."""
+    def _clean(self, x: Tensor) -> tuple[int, dict[int, int]]:
+        """Zero the elements that are not finite somewhere; return how many, and how many each checkpoint has."""
         finite = torch.isfinite(x)
         if bool(finite.all()):
-            return 0
+            return 0, {}
         counts = (~finite).sum(1).tolist()
         if self.on_bad != "skip":
             index = next(i for i, count in enumerate(counts) if count)
@@ -257,15 +295,21 @@ class Products:
                 name,
             )
         spoilt = ~finite.all(0)
-        x[:, spoilt] = 0
-        for index, count in enumerate(counts):
-            if count:
-                self.bad[index] = self.bad.get(index, 0) + int(count)
-        return int(spoilt.sum())
+        if self.device.type == "cpu":
+            x.numpy()[:, spoilt.numpy()] = 0
+        else:
+            x[:, spoilt] = 0
+        return int(spoilt.sum()), {index: int(count) for index, count in enumerate(counts) if count}
 
 
 def _differences(x: Tensor, y: Tensor) -> Tensor:
     """Write the first row and the increments after it."""
+    if x.device.type == "cpu":  # by NumPy, for which a mode of torch that the caller is in means nothing to threads
+        points, out = x.numpy(), y.numpy()
+        out[0] = points[0]
+        with np.errstate(all="ignore"):  # as for the products
+            np.subtract(points[1:], points[:-1], out=out[1:])
+        return y
     y[0] = x[0]
     torch.sub(x[1:], x[:-1], out=y[1:])
     return y
