@@ -336,7 +336,7 @@ def test_an_executor_whose_futures_are_its_own(tmp_path):
         ({"share": (0,)}, "Share"),
         ({"ahead": 0}, "ahead"),
         ({"timeout": 0.0}, "timeout"),
-        ({"timeout": 1.0, "engine": "local"}, "local engine"),
+        ({"timeout": float("nan"), "engine": "local"}, "timeout"),
         ({"engine": "cloud"}, "cloud"),
         ({"workers": 2}, "has its own"),
     ],

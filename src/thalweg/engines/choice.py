@@ -23,6 +23,16 @@ class Lent(Executor):
     def __init__(self, executor: Executor) -> None:
         self.executor = executor
 
+    @property
+    def workers(self) -> int | None:
+        """Its processes, where it says so."""
+        return getattr(self.executor, "workers", None)
+
+    @property
+    def slots(self) -> int | None:
+        """Tasks that it runs at a time, where it says so."""
+        return getattr(self.executor, "slots", None)
+
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Hand the call on."""
         return self.executor.submit(fn, *args, **kwargs)

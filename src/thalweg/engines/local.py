@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import math
 import pickle
 import threading
 import weakref
@@ -12,15 +13,18 @@ from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import wait
+from time import monotonic
 from types import TracebackType
 from typing import Any
 
-from thalweg.engines.outcome import Outcome, WorkerLost, deliver, lost, name_of
+from thalweg.engines.outcome import Outcome, WorkerLost, deliver, late, lost, name_of
 from thalweg.engines.worker import READY, Worker, answer_of, cores
 from thalweg.errors import DistributedError, InvalidInput, explain
 
 STARTS = 3
 """Workers in a row that may end before they have come up."""
+LONGEST = 3600.0
+"""Seconds of one wait: the system counts milliseconds, and not for ever."""
 
 
 @dataclass
@@ -30,7 +34,9 @@ class Task:
     future: Future[Any]
     payload: bytes
     name: str
+    limit: float | None = None
     attempts: int = 0
+    deadline: float = math.inf
 
 
 class LocalEngine(Executor):
@@ -39,7 +45,7 @@ class LocalEngine(Executor):
     A worker that is killed costs the task it was at and nothing else: another process takes its place and the task is
     tried again. A task that has lost ``retries + 1`` workers fails with `WorkerLost`, and the others go on. Workers are
     spawned, not forked, when there is work for them, so a script that uses this needs
-    ``if __name__ == "__main__":``. Functions, arguments and results are pickled.
+    ``if __name__ == "__main__":``. Functions, arguments and results are pickled. `limited` gives tasks a time limit.
 
     Leaving the ``with`` block waits for all tasks; leaving it by Ctrl-C ends the workers at once, as does the end of
     the program.
@@ -80,13 +86,30 @@ class LocalEngine(Executor):
         Raises:
             RuntimeError: The engine was shut down.
         """
+        return self._submit(None, fn, args, kwargs)
+
+    def limited(self, seconds: float) -> Limited:
+        """Return an executor on the same workers whose tasks may take so long; leaving it leaves the engine running.
+
+        The time begins when a worker is given the task, with the import of its function there; what waits for a worker
+        waits for free. A task that takes longer loses its worker, and is tried again as after a crash; in the end it
+        fails with `TimedOut`. The other tasks go on.
+
+        Raises:
+            InvalidInput: The time is not positive.
+        """
+        return Limited(self, seconds)
+
+    def _submit(
+        self, limit: float | None, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Future[Any]:
         future: Future[Any] = Future()
         try:
             payload = pickle.dumps((fn, args, kwargs), pickle.HIGHEST_PROTOCOL)
         except Exception as error:
             future.set_exception(_unsendable(name_of(fn), error))
             return future
-        self._pool.add(Task(future, payload, name_of(fn)))
+        self._pool.add(Task(future, payload, name_of(fn), limit))
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
@@ -109,6 +132,40 @@ class LocalEngine(Executor):
 
     def __repr__(self) -> str:
         return f"LocalEngine(workers={self.workers}, threads={self.threads}, retries={self.retries})"
+
+
+class Limited(Executor):
+    """A `LocalEngine` whose tasks have a time limit; made by `LocalEngine.limited`.
+
+    Args:
+        engine: It; used, and not shut down.
+        seconds: That each attempt at a task may take.
+
+    Example:
+        >>> with LocalEngine(workers=1) as engine:
+        ...     engine.limited(600).submit(pow, 2, 5).result()
+        32
+    """
+
+    def __init__(self, engine: LocalEngine, seconds: float) -> None:
+        if not seconds > 0:
+            raise InvalidInput(explain(f"seconds is {seconds}", "a task takes some time", "Pass seconds > 0"))
+        self._engine, self.seconds = engine, seconds
+
+    @property
+    def workers(self) -> int:
+        """Processes of the engine."""
+        return self._engine.workers
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Ask for ``fn(*args, **kwargs)``; see `LocalEngine.submit`."""
+        return self._engine._submit(self.seconds, fn, args, kwargs)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Leave the engine to its owner."""
+
+    def __repr__(self) -> str:
+        return f"{self._engine!r}.limited({self.seconds:g})"
 
 
 class _Pool:
@@ -207,13 +264,15 @@ class _Pool:
             if task.attempts == 0 and not task.future.set_running_or_notify_cancel():
                 continue
             task.attempts += 1
+            if task.limit is not None:
+                task.deadline = monotonic() + task.limit
             self.at[idle] = task
             if not idle.send(task.payload):
                 self._lose(idle)
 
     def _take(self) -> None:
         by_line = {worker.line: worker for worker in self.at}
-        for line in wait([self.woken, *by_line]):
+        for line in wait([self.woken, *by_line], self._until_late()):
             if line is self.woken:
                 with self.lock:
                     self.woken.recv_bytes()
@@ -229,18 +288,28 @@ class _Pool:
                 task, self.at[worker] = self.at[worker], None
                 if task is not None:
                     deliver(task.future, answer_of(message))
+        for worker, task in list(self.at.items()):
+            # one that has answered in the meantime is not late
+            if task is not None and monotonic() >= task.deadline and not worker.line.poll():
+                self._lose(worker, late=True)
 
-    def _lose(self, worker: Worker) -> None:
-        """Take a worker that ended out of the list, and see to its task."""
+    def _until_late(self) -> float | None:
+        """Seconds until the first task is late; None where none can be."""
+        first = min((task.deadline for task in self.at.values() if task is not None), default=math.inf)
+        return min(LONGEST, max(0.0, first - monotonic())) if first < math.inf else None
+
+    def _lose(self, worker: Worker, *, late: bool = False) -> None:
+        """Take a worker that ended, or whose task takes too long, out of the list, and see to the task."""
         task = self.at.pop(worker)
-        fate = worker.fate()
+        fate = "" if late else worker.fate()
         worker.end(kill=True)
         if not worker.ready:
             self.stillborn += 1
             if self.stillborn >= STARTS:
                 self._fail_all(_stillborn(fate))
         elif task is not None and task.attempts > self.retries:
-            deliver(task.future, Outcome(error=lost(task.name, task.attempts, fate)))
+            error = _late(task) if late else lost(task.name, task.attempts, fate)
+            deliver(task.future, Outcome(error=error))
         elif task is not None:
             with self.lock:
                 self.waiting.appendleft(task)
@@ -257,6 +326,11 @@ class _Pool:
         for task in held:
             if not task.future.done():
                 task.future.set_exception(error)
+
+
+def _late(task: Task) -> WorkerLost:
+    assert task.limit is not None  # or it could not be late
+    return late(task.name, task.attempts, task.limit)
 
 
 def _unsendable(name: str, error: Exception) -> InvalidInput:

@@ -18,6 +18,10 @@ class WorkerLost(DistributedError):
     """A process that worked on a task ended without an answer, as often as the engine tries."""
 
 
+class TimedOut(WorkerLost):
+    """A task took longer than it may, and its process was ended, as often as the engine tries."""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """The answer of a worker.
@@ -82,6 +86,18 @@ def lost(what: str, attempts: int, why: str) -> WorkerLost:
             f"The worker of {what} was lost {times}: {why}",
             "a task that takes its process down each time is not tried for ever",
             "Look for a lack of memory or a crash of native code in it; allow more with retries=",
+        )
+    )
+
+
+def late(what: str, attempts: int, limit: float) -> TimedOut:
+    """Return the error for a task that took longer than ``limit`` seconds in the last of its attempts."""
+    times = "once" if attempts == 1 else f"{attempts} times"
+    return TimedOut(
+        explain(
+            f"{what} took longer than {limit:g} seconds",
+            f"its worker was ended, and the task was tried {times}",
+            "Give it more time, or look for what it waits for: a lock, a connection, a loop without an end",
         )
     )
 

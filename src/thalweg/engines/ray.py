@@ -62,6 +62,7 @@ class RayEngine(Executor):
             )
         self._session = enter(address, workers or cores(), resources or {})
         self.retries = retries
+        self._cpus, self._gpus = cpus, gpus
         chosen = {"num_cpus": cpus, "num_gpus": gpus, "resources": dict(resources or {}) or None}
         self._remote = self._session.ray.remote(attempt).options(
             **chosen, max_retries=retries, retry_exceptions=False, **(options or {})
@@ -74,6 +75,13 @@ class RayEngine(Executor):
     def workers(self) -> int:
         """Cores of the cluster as it is now."""
         return int(self._session.ray.cluster_resources().get("CPU", 0))
+
+    @property
+    def slots(self) -> int:
+        """Tasks that run at a time, as far as cores and GPUs decide, as the cluster is now."""
+        has = self._session.ray.cluster_resources()
+        asked = (("CPU", self._cpus), ("GPU", self._gpus))
+        return max(1, min((int(has.get(name, 0) / amount) for name, amount in asked if amount > 0), default=1))
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Ask for ``fn(*args, **kwargs)``; see `concurrent.futures.Executor.submit`.

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import pickle
 import time
+import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from typing import Any
 
-from thalweg.engines import WorkerLost
-from thalweg.errors import DistributedError, InvalidInput, explain
+from thalweg.engines import LocalEngine, WorkerLost
+from thalweg.engines.choice import Lent
+from thalweg.errors import DistributedError, InvalidInput, ThalwegWarning, explain
 from thalweg.runs.meter import Meter
 from thalweg.sweeps.cells import Cell
 from thalweg.sweeps.ledger import Ledger
@@ -71,7 +73,8 @@ class Driver:
         pace: Is told of each cell.
         retries: How often a cell that the executor lost is handed out again.
         ahead: Cells that are handed out at a time, or None.
-        timeout: Seconds after which one is lost, or None.
+        timeout: Seconds that one may take, or None: counted by the workers of a `LocalEngine`; from when it is handed
+            out to another executor, after which it is lost.
         strict: Whether the first failure ends it.
     """
 
@@ -86,10 +89,17 @@ class Driver:
         timeout: float | None,
         strict: bool,
     ) -> None:
+        owned = executor.executor if isinstance(executor, Lent) else executor
+        if timeout is not None and isinstance(owned, LocalEngine):
+            executor, self._timeout = owned.limited(timeout), None
+        else:
+            self._timeout = timeout
+        self._owner = type(owned)
         self._executor, self._function, self._ledger, self._pace = executor, function, ledger, pace
-        self._retries, self._timeout, self._strict = retries, timeout, strict
+        self._retries, self._strict, self._warned = retries, strict, False
         workers = getattr(executor, "workers", None)
-        self._ahead = ahead or (2 * workers if isinstance(workers, int) and workers > 0 else AHEAD)
+        slots = getattr(executor, "slots", None) if self._timeout is not None else None  # so that none has to wait
+        self._ahead = ahead or slots or (2 * workers if isinstance(workers, int) and workers > 0 else AHEAD)
         self._queue: deque[Cell] = deque()
         self._flight: dict[Future[Any], tuple[Cell, float]] = {}
         self._lost: Counter[str] = Counter()
@@ -170,7 +180,8 @@ class Driver:
         """Return what came of a cell; None if it was lost and is to be handed out again."""
         try:
             if not future.done():
-                future.cancel()
+                if not future.cancel() or self._owner.__module__.startswith("distributed."):  # Dask's tasks go on
+                    self._warn(cell)
                 raise TimeoutError(f"the executor gave no answer in {self._timeout:g} seconds")
             found = future.result()
             if not isinstance(found, Answer):
@@ -187,6 +198,19 @@ class Driver:
                 return None
             notes = "\n".join(getattr(error, "__notes__", ()))
             return Answer(error=f"{type(error).__name__}: {error}", trace=notes)
+
+    def _warn(self, cell: Cell) -> None:
+        """Say once that a cell which counts as lost goes on."""
+        if self._warned:
+            return
+        self._warned = True
+        warnings.warn(
+            f"The cell {cell} gave no answer in {self._timeout:g} seconds, and the executor "
+            f"{self._owner.__name__} cannot end what has begun: its worker stays busy, and leaving the executor waits "
+            "for it. The engines local and ray end the worker.",
+            ThalwegWarning,
+            stacklevel=2,
+        )
 
     def _stop(self, cell: Cell, answer: Answer) -> None:
         """End at a failure: nothing more is handed out, what was begun is entered."""

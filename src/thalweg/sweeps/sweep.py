@@ -58,7 +58,11 @@ def sweep(
         share: ``(i, n)`` computes the i-th of n shares of the plan, i from 0, as on one of n machines; see `merge`.
         extend: Whether the ledger may be of another plan, to which this one is added.
         ahead: Cells that are handed out at a time; twice the workers where these are known, 100 otherwise.
-        timeout: Seconds after which a cell that was handed out counts as lost, waiting in the executor included.
+        timeout: Seconds that a cell may take. With ``"local"`` they begin when a worker is given the cell; with
+            ``"ray"`` when the cell is handed out, which then is when a core is free, the start of a process included;
+            with an executor when it is handed out, waiting there included. A cell that takes longer is lost: both
+            engines end its worker, and it is tried again as after a crash, ``retries`` times with Ray and executors. An
+            executor that cannot end what has begun keeps that worker busy; a warning says so.
         meter: Is told the progress: ``step`` (cells finished), ``failed``, ``seconds_left`` and ``seconds``.
         strict: Whether the first failure ends the sweep; it is recorded all the same.
 
@@ -82,7 +86,7 @@ def sweep(
         >>> found.status().done, int(found.table().area.sel(depth=8, width=64))
         (4, 512)
     """
-    _check(function, plan, retries, share, ahead, timeout, engine)
+    _check(function, plan, retries, share, ahead, timeout)
     order = _order(plan, cost)
     mine = [cell for cell, _ in order[share[0] :: share[1]]]
     if engine == "local" or isinstance(engine, LocalEngine):
@@ -111,7 +115,6 @@ def _check(
     share: Sequence[int],
     ahead: int | None,
     timeout: float | None,
-    engine: Any,
 ) -> None:
     wrong = [
         (not callable(function), f"The function is {function!r}", "Pass what takes a cell and returns a mapping"),
@@ -120,11 +123,6 @@ def _check(
         (len(share) != 2 or not 0 <= share[0] < share[1], f"share is {share}", "Pass (i, n) with 0 <= i < n"),
         (ahead is not None and ahead < 1, f"ahead is {ahead}", "Pass ahead >= 1"),
         (timeout is not None and not timeout > 0, f"timeout is {timeout}", "Pass timeout > 0"),
-        (
-            timeout is not None and (engine == "local" or isinstance(engine, LocalEngine)),
-            "A timeout was given with the local engine, which loses no cell",
-            "Leave it out; a worker that is killed by hand costs its cell an attempt",
-        ),
     ]
     for bad, found, remedy in wrong:
         if bad:
