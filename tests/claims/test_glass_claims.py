@@ -64,3 +64,19 @@ def test_the_rule_is_for_seeds_of_its_own(load):
     assert script.FIRST_SEED == 1000
     assert any("transformer" in case for case in script.CLAIM.cases)
     assert "written down before" in script.__doc__
+
+
+def test_terms_are_told_by_network_and_remainders_are_left_out(load):
+    claim = load("glass_terms").CLAIM
+    assert {"ReLU transformer", "GELU transformer"} <= {case.split(",")[0] for case in claim.cases}
+    found = [
+        {"case": case, "glass": 0.9 if case[0] == "R" else 0.0, "hessian": 0.1, "along": 0.3, "power": 1.0}
+        for case in claim.cases
+    ]
+    assert claim.judge(found)[0] == "holds"
+    found[0] |= {"glass": 0.2, "along": 40.0, "power": 3.9}  # smooth along the update: 40 is no glass
+    verdict, why = claim.judge(found)
+    assert verdict == "holds in kind"
+    assert "0.3 to 0.3 of the Hessian's in the 7 of 8 runs" in why
+    assert "ReLU transformer 90%, 10%" in why
+    assert claim.judge([row | {"glass": 0.1} for row in found])[0] == "not reproduced"

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from thalweg import open_run
 from thalweg.cli.config import build_problem, from_dict
-from thalweg.cli.glass import main
+from thalweg.cli.glass import _short, main
 from thalweg.cli.glass_options import parse, start
 from thalweg.cli.main import main as thalweg
 from thalweg.errors import InvalidInput, RunFolderError
@@ -100,6 +100,12 @@ def test_a_state_dict_without_a_rule_has_no_loss_change(folder, capsys):
     assert main(["weights.safetensors", *DATA, *MODEL, "--batches", "2"]) == 0
     assert "no step is followed" in capsys.readouterr().err.replace("\n", " ")
     assert "deviation" not in read_analysis(Path("weights-glass.nc"), "glass")
+
+
+def test_long_names_of_layers_take_no_room_from_the_numbers():
+    assert _short("layers.0.norm_attention", 23) == "layers.0.norm_attention"
+    assert _short("layers.0.norm_attention", 12) == "laye…tention"
+    assert len(_short("layers.10.self_attn.out_proj", 17)) == 17
 
 
 @pytest.mark.slow

@@ -130,6 +130,7 @@ def test_many_layers_are_told_by_those_left_out(training):
     found = look(images(model), batches=4, batch_size=64)
     assert found.exponents["0"].second == pytest.approx(1, abs=0.2)
     assert found.exponents["6"].continuous
+    assert "the Hessian in layer 6" in found.text
     assert {layer.curvature for layer in found.layers[:-1]} <= {"glass", "both", "unsure"}
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
@@ -142,6 +143,29 @@ def test_names_are_few():
     assert _list(every[:9], every) == "9 of 12 layers, all but l9, l10 and l11"
     long = [f"l{i}" for i in range(20)]
     assert _list(long[:8], long) == "8 of 20 layers (l0, l1, l2, l3, l4 and 3 more)"
+
+
+def test_of_many_layers_the_most_are_named_by_the_others():
+    found = look(tokens("gelu"), batches=2, batch_size=16)
+    kinds = ["glass"] * 2 + ["both"] + ["Hessian"] * 11
+    layers = tuple(dataclasses.replace(x, curvature=k, crossover=0.0) for x, k in zip(found.layers, kinds))
+    names = [layer.name for layer in layers]
+    text = dataclasses.replace(found, layers=layers).text
+    assert f"is glass in layers {names[0]} and {names[1]}, both alike in layer {names[2]}" in text
+    assert "and the Hessian in the other 11 layers." in text
+    kinds = ["glass"] * 7 + ["Hessian"] * 7
+    layers = tuple(dataclasses.replace(x, curvature=k) for x, k in zip(layers, kinds))
+    assert "the Hessian in 7 of 14 layers (" in dataclasses.replace(found, layers=layers).text
+
+
+def test_smooth_curvature_can_hide_glass_along_the_update():
+    """A long step along which the loss is smooth, in a network whose layers have glass."""
+    problem = mlp(nn.ReLU)
+    found = look(problem, update=torch.optim.Adam(problem.model.parameters(), lr=1e-3), batches=4)
+    e = dataclasses.replace(found.change.expected, power=3.6, power_error=0.1)
+    hidden = dataclasses.replace(found, change=dataclasses.replace(found.change, expected=e))
+    assert not hidden.glassy
+    assert "by smooth curvature beyond the Hessian's, beside which glass does not show." in hidden.text
 
 
 def test_channels_last_is_the_same_network():

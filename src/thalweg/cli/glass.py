@@ -20,7 +20,7 @@ from thalweg.cli.meter import duration
 from thalweg.cli.spectrum import as_json
 from thalweg.cli.subject import Subject
 from thalweg.cli.subject_config import as_run
-from thalweg.glass.printed import density_word, value_word
+from thalweg.glass.printed import density_word, label_word, value_word
 from thalweg.runs.files import inside
 
 if TYPE_CHECKING:
@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 
 
 TINY = 1e-300
-WORDS = ("layer", "power says", "matters")
+LEAST = 9
+"""Characters of a layer's name that are shown, however narrow the terminal is."""
+WORDS = ("layer", "says", "matters")
 """Columns of the table that hold words."""
 
 
@@ -122,21 +124,26 @@ def _show(glass: Glass, console: Console) -> None:
     say("", console)
     say(glass.text, console)
     say("", console)
-    table = Table(box=None, pad_edge=False)
-    for head in ("layer", "density", "s.e.", "1st", "2nd", "power says", "leak", "up to", "matters"):
-        table.add_column(head, justify="left" if head in WORDS else "right", no_wrap=True)
+    heads = ("layer", "density", "s.e.", "1st", "2nd", "says", "leak", "up to", "matters")
+    table = Table(box=None, pad_edge=False, collapse_padding=True)
+    rows = []
     for row, power, layer in zip(glass.density.layers, glass.exponents.layers, glass.layers):
-        table.add_row(
-            row.name,
+        cells = (
             density_word(row, power),
             f"{row.rho_error / row.rho:.0%}" if density_word(row, power)[0].isdigit() else "",
             value_word(power.first, power.first_error),
             value_word(power.second, power.second_error),
-            power.label,
+            label_word(power),
             f"{row.leakage:.0%}",
             f"{layer.crossover:.0e}" if layer.crossover else "-",
             layer.curvature,
         )
+        rows.append((row.name, *cells))
+    rest = sum(max(len(head), *(len(line[i]) for line in rows)) + 1 for i, head in enumerate(heads) if i)
+    for head in heads:
+        table.add_column(head, justify="left" if head in WORDS else "right", no_wrap=True)
+    for line in rows:
+        table.add_row(_short(line[0], max(console.width - rest, LEAST)), *line[1:])
     console.print(table, highlight=False, markup=False)
     say("", console)
     change = glass.change
@@ -158,3 +165,8 @@ def _show(glass: Glass, console: Console) -> None:
         )
     console.print(table, highlight=False, markup=False)
     say("", console)
+
+
+def _short(name: str, most: int) -> str:
+    """Cut a long name in its middle; its end tells layers apart."""
+    return name if len(name) <= most else f"{name[: most // 3]}…{name[len(name) - most + most // 3 + 1 :]}"

@@ -23,6 +23,11 @@ def density_word(row: GlassRow, power: LayerExponent) -> str:
     return f"{row.rho:.1e}" if row.resolved else "rounding"
 
 
+def label_word(power: LayerExponent) -> str:
+    """Return what the powers say; ``no jumps`` where it is a kink or smooth, and not known which."""
+    return "no jumps" if power.label == "unsure" and power.continuous else power.label
+
+
 def value_word(value: float, error: float, digits: int = 2) -> str:
     """Return ``value ± error``; a dash without a value.
 
@@ -49,7 +54,7 @@ def layer_table(found: Glass) -> str:
                 f"{row.rho_error / row.rho:.0%}" if known else "",
                 value_word(power.first, power.first_error),
                 value_word(power.second, power.second_error),
-                power.label,
+                label_word(power),
                 f"{row.leakage:.0%}" if math.isfinite(row.leakage) else "-",
                 f"{layer.crossover:.1e}" if layer.crossover else "-",
                 layer.curvature,

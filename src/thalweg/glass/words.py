@@ -82,11 +82,17 @@ def layer_sentences(found: Glass) -> list[str]:
         ("unsure", "not clear"),
         ("neither", "neither, as nothing stands out from rounding,"),
     ]
-    parts = []
-    for kind, words in kinds:
-        names = [layer.name for layer in layers if layer.curvature == kind]
-        if names:
-            parts.append(f"{words} in {_list(names, [layer.name for layer in layers])}")
+    every = [layer.name for layer in layers]
+    held = [(words, [layer.name for layer in layers if layer.curvature == kind]) for kind, words in kinds]
+    held = [(words, names) for words, names in held if names]
+    rest = max(held, key=lambda pair: len(pair[1]))
+    few = all(len(names) <= MOST for words, names in held if words != rest[0])
+    if len(held) > 1 and len(rest[1]) > MOST and few:  # all others are named, so that these need not be
+        held.remove(rest)
+        parts = [*(f"{words} in {_list(names, every)}" for words, names in held)]
+        parts.append(f"{rest[0]} in the other {len(rest[1])} layers")
+    else:
+        parts = [f"{words} in {_list(names, every)}" for words, names in held]
     sentences = [f"At moves of {where} per weight the curvature that matters is {_and(parts)}."]
     if any(layer.curvature == "unsure" for layer in layers):
         sentences.append("Where it is not clear too few kinks were met: look at more batches.")
@@ -136,6 +142,8 @@ def change_sentences(change: LossChange | None, found: Glass) -> list[str]:
     if not math.isfinite(error):
         told = told.replace(" ± nan", "")
     if not glassy(found):
+        if any(layer.crossover for layer in found.layers):
+            return [f"{told}: by smooth curvature beyond the Hessian's, beside which glass does not show."]
         why = "the loss is smooth" if not e.power < SMOOTH_LOSS else "gradients do not jump"
         return [f"{told}; {why} along it, and glass has no part in that."]
     predicted, effect = e.deviation[at], e.finite[at] - e.hessian[at]

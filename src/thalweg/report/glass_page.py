@@ -161,7 +161,7 @@ def _caveats(data: xr.Dataset) -> list[str]:
     if int(data.attrs.get("batches", 0)) < 8:
         notes.append(f"Only {int(data.attrs['batches'])} mini-batches: the standard errors are rough themselves.")
     if "path_power" in data and not _glassy(data):
-        notes.append("Along the update no gradient jumps: the glass curve there is a remainder and no prediction.")
+        notes.append("Along the update glass does not show: its curve there is a remainder and no prediction.")
     return notes
 
 
@@ -205,11 +205,13 @@ def _tiles(data: xr.Dataset) -> list[tuple[str, str, str]]:
 
 
 def _power_table(data: xr.Dataset) -> str:
-    rows = []
+    rows, jumps = [], figures.glassy_layers(data)
     for i, name in enumerate(data["layer"].to_numpy()):
         pairs = [(float(data[key][i]), float(data[f"{key}_error"][i])) for key in ("first_power", "second_power")]
         powers = [f"{fixed(v)} ± {fixed(e)}" if math.isfinite(v) else "below rounding" for v, e in pairs]
-        rows.append((str(name), *powers, str(data["label"].to_numpy()[i]), str(data["matters"].to_numpy()[i])))
+        label = str(data["label"].to_numpy()[i])
+        word = "no jumps" if label == "unsure" and not jumps[i] else label
+        rows.append((str(name), *powers, word, str(data["matters"].to_numpy()[i])))
     return table(("layer", "first differences", "second differences", "which says", "what matters"), rows)
 
 
