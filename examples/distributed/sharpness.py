@@ -7,7 +7,6 @@ Put your own model, loss and this process's share of your samples in the place o
 """
 
 import argparse
-import gc
 import os
 from datetime import timedelta
 
@@ -17,6 +16,7 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 
 from thalweg.operators.data_parallel import data_parallel
+from thalweg.operators.processes import leave_group
 from thalweg.operators.sharded import ShardedProblem
 from thalweg.problem import Problem
 from thalweg.spectra import top_eigenpairs
@@ -44,9 +44,7 @@ def main() -> None:
     backend = "nccl" if torch.cuda.device_count() >= here else "gloo"
     dist.init_process_group(backend, timeout=timedelta(seconds=options.timeout))
     measure(options, local, backend)
-    gc.collect()  # what measure has built holds on to the group, and threads that outlive it abort the process
-    dist.barrier()  # a process that leaves early takes the connections of the others with it
-    dist.destroy_process_group()
+    leave_group()  # when all that was built on the group is gone: only then do its threads end
 
 
 def measure(options: argparse.Namespace, local: int, backend: str) -> None:

@@ -15,10 +15,11 @@ from thalweg.spectra import top_eigenpairs
 
 ROOT = Path(__file__).parent.parent.parent
 EXACT, DIFFERENCES = 1e-12, 1e-6
+PATIENT = ("--timeout", "500")
 SOLVED = ("double_backward", "double_backward once", "linearised", "linearised once")
 
 
-def torchrun(*arguments, processes=2, timeout=300):
+def torchrun(*arguments, processes=2, timeout=540):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
@@ -211,23 +212,39 @@ class TestExample:
         ids=["data parallel", "sharded", "differences"],
     )
     def test_two_processes_give_what_one_gives(self, options, tolerance):
-        value, eigenvalues = numbers(torchrun(EXAMPLE, *options))
+        value, eigenvalues = numbers(torchrun(EXAMPLE, *PATIENT, *options))
         expected, reference = by_one_process()
         assert abs(value - expected) < EXACT
         assert float((eigenvalues - reference).abs().max()) < tolerance
 
     @pytest.mark.parametrize("options", [(), ("--shard",)], ids=["data parallel", "sharded"])
     def test_one_process(self, options):
-        value, eigenvalues = numbers(torchrun(EXAMPLE, *options, processes=1))
+        value, eigenvalues = numbers(torchrun(EXAMPLE, *PATIENT, *options, processes=1))
         expected, reference = by_one_process()
         assert abs(value - expected) < EXACT
         assert float((eigenvalues - reference).abs().max()) < EXACT
 
     def test_three_processes_and_few_samples(self):
         """Parameters of two rows on three processes leave one without a row."""
-        _, eigenvalues = numbers(torchrun(EXAMPLE, "--shard", "--samples", "4", "-k", "2", processes=3))
-        _, replicated = numbers(torchrun(EXAMPLE, "--samples", "4", "-k", "2", processes=3))
+        _, eigenvalues = numbers(torchrun(EXAMPLE, *PATIENT, "--shard", "--samples", "4", "-k", "2", processes=3))
+        _, replicated = numbers(torchrun(EXAMPLE, *PATIENT, "--samples", "4", "-k", "2", processes=3))
         assert float((eigenvalues - replicated).abs().max()) < EXACT
+
+    @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted as Linux lists them")
+    def test_no_thread_of_the_group_outlives_it(self, tmp_path):
+        """One that did could abort the process while Python ends, though all was written by then."""
+        script = tmp_path / "counts.py"
+        counts = (
+            "    main()\n"
+            "    import sys\n"
+            f"    sys.path.insert(0, {str(ROOT / 'tests')!r})\n"
+            "    import leaving\n"
+            f"    open({str(tmp_path)!r} + '/' + os.environ['RANK'], 'w').write(str(leaving.threads_end()))\n"
+        )
+        script.write_text(EXAMPLE.read_text().replace("    main()\n", counts))
+        done = torchrun(script, *PATIENT, "--shard")
+        assert done.returncode == 0, done.stderr[-4000:]
+        assert [(tmp_path / str(rank)).read_text() for rank in range(2)] == ["True", "True"]
 
     def test_a_process_that_dies_ends_all(self, tmp_path):
         """torchrun ends the others, which wait for one that raised before it took part."""
@@ -235,7 +252,7 @@ class TestExample:
         script.write_text(
             EXAMPLE.read_text().replace("    if options.shard:", "    1 / dist.get_rank()\n    if options.shard:")
         )
-        done = torchrun(script, "--timeout", "120", timeout=100)
+        done = torchrun(script, "--timeout", "900")
         assert done.returncode != 0
         assert "ZeroDivisionError" in done.stderr
 
@@ -257,7 +274,7 @@ class TestExample:
             for rank in range(2)
         ]
         try:
-            errors = [process.communicate(timeout=120)[1] for process in processes]
+            errors = [process.communicate(timeout=300)[1] for process in processes]
         finally:
             for process in processes:
                 process.kill()

@@ -1,20 +1,25 @@
 """One process on its own: the operators' common tests, what is refused without a group, and the parts alone."""
 
+import gc
+from pathlib import Path
+
 import pytest
 import torch
 from torch import distributed as dist
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 
 import cases
+from leaving import gloo_threads, threads_end
 from operator_suite import OperatorSuite
 from reference import dense
 from thalweg._vectors import Layout
-from thalweg.errors import DistributedError, InvalidInput
+from thalweg.errors import DistributedError, InvalidInput, ThalwegWarning
 from thalweg.operators import hessian
 from thalweg.operators.data_parallel import data_parallel
 from thalweg.operators.gathering import Cut, Gather, Scatter
 from thalweg.operators.pieces import Pieces
-from thalweg.operators.processes import Processes, digest, fingerprint
+from thalweg.operators.processes import Processes, digest, fingerprint, leave_group
 from thalweg.operators.sharded import ShardedProblem
 from thalweg.operators.sharded_hessian import gathered
 from thalweg.operators.skeleton import skeleton
@@ -256,3 +261,47 @@ def test_a_skeleton_shares_what_the_model_shares_and_keeps_the_users_hooks():
     assert not case.model.head.weight.isnan().any()
     copy.mix(torch.zeros(1, 3, dtype=torch.float64))
     assert calls == [1]
+
+
+def begin():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted as Linux lists them")
+class TestLeaving:
+    """A thread of gloo that outlives Python can abort the process: none may be left."""
+
+    def product(self):
+        problem = ShardedProblem(*with_given_samples()[1], batch_size=5)
+        return problem.hessian().matvec(torch.ones(problem.space.length, dtype=torch.float64))
+
+    def cut(self):
+        case = cases.make("mlp_ce")
+        problem = ShardedProblem(fully_shard(case.model), case.loss, case.data, batch_size=5)
+        problem.hessian().matvec(torch.ones(problem.space.length, dtype=torch.float64))
+        return problem
+
+    def test_no_thread_is_left(self):
+        before = gloo_threads()
+        begin()
+        self.product()
+        self.cut()
+        assert gloo_threads() > before
+        leave_group()
+        assert not dist.is_initialized()
+        assert threads_end(before)
+
+    def test_what_still_holds_the_group_is_told(self):
+        before = gloo_threads()
+        begin()
+        problem = self.cut()
+        with pytest.warns(ThalwegWarning, match=r"still held.*Delete what was built on it"):
+            leave_group()
+        assert not dist.is_initialized()
+        del problem
+        gc.collect()
+        assert threads_end(before)
+
+    def test_without_a_group(self):
+        with pytest.raises(DistributedError, match="No process group is initialised"):
+            leave_group()

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
+import sys
+import warnings
+import weakref
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from thalweg.errors import DistributedError, explain
+from thalweg.errors import DistributedError, ThalwegWarning, explain
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -157,6 +161,51 @@ def require_group(group: ProcessGroup | None) -> None:
                 "it would wait for an answer that never comes",
                 "Call this on members only, or pass the group that the process belongs to",
             )
+        )
+
+
+def leave_group() -> None:
+    """Leave the process group, on all its processes together, so that none of them is aborted when it ends.
+
+    gloo works in threads. One that still has a tensor of the last sum when Python ends asks for a lock that is no
+    more, and C++ aborts the process: "terminate called without an active exception". The threads are joined where the
+    group is freed, but ``torch.distributed.destroy_process_group`` only forgets it, and every ``DeviceMesh`` goes on
+    holding it; torch's caches keep those of ``fully_shard`` and of ``DTensor`` for good. This waits for the other
+    processes, destroys all groups, and takes them from every mesh. Delete sharded models and problems before.
+
+    Raises:
+        DistributedError: No group is initialised.
+
+    Warns:
+        ThalwegWarning: Something of yours still holds a group.
+
+    Example:
+        >>> from torch import distributed as dist
+        >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        >>> leave_group()
+        >>> dist.is_initialized()
+        False
+    """
+    require_group(None)
+    dist.barrier()  # a process that leaves early takes the connections of the others with it
+    gc.collect()
+    module = sys.modules.get("torch.distributed.device_mesh")
+    meshes = [m for m in gc.get_objects() if issubclass(type(m), module.DeviceMesh)] if module else []
+    known: list[dict[str, Any]] = [vars(mesh).get("_pg_registry", {}) for mesh in meshes]  # private
+    groups = [weakref.ref(dist.group.WORLD), *(weakref.ref(g) for registry in known for g in registry.values())]
+    dist.destroy_process_group()
+    for registry in known:
+        registry.clear()
+    if any(group() is not None for group in groups):
+        warnings.warn(
+            explain(
+                "The process group is still held",
+                "threads of gloo may outlive Python, and then abort the process",
+                "Delete what was built on it, such as models that fully_shard has cut and their ShardedProblem, or let "
+                "the function that built it return, before leave_group()",
+            ),
+            ThalwegWarning,
+            stacklevel=2,
         )
 
 
