@@ -473,3 +473,17 @@ def test_a_batch_without_samples_that_count_is_skipped():
     U = directions(problem, 1)
     rows, _ = third_methods.exact(problem, problem.initial, U / U.norm(), [(0, 0)])
     assert float(rows.norm()) > 0
+
+
+def test_gradients_at_two_points_at_once_give_the_same_rows():
+    problem = cases.make("mlp_ce").problem()
+    U, asked = directions(problem, orthonormal=True), []
+
+    def many(W):
+        asked.append(len(W))
+        return torch.stack([problem.gradient(w) for w in W])
+
+    plain = third_derivative(problem, None, U, method="gradients")
+    found = third_derivative(problem, None, U, method="gradients", many=many)
+    assert torch.equal(found.rows, plain.rows)
+    assert asked == [2] * 6, "three directions, three pairs"

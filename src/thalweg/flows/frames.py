@@ -51,25 +51,24 @@ def oscillation(
     if block is None or reaction is None:
         return Frame(time, w, values, known, metric=metric, sample=sample, predicted_sample=sample)
     X = reaction.solution.X
-    effective = block.eigenvalues(metric)
     # Diagonalise Sigma in the metric of this step: the directions along which the rule oscillates independently.
-    root = torch.linalg.cholesky(block.in_metric(metric)).T
-    variance, turned = torch.linalg.eigh(root @ X @ root.T)
+    root = block.root(metric)
+    effective = block.eigenvalues(metric, root)
+    variance, turned = torch.linalg.eigh(root.T @ X @ root)
     variance, turned = variance.flip(0).clamp_min(0.0), turned.flip(1)
-    turn = torch.linalg.solve_triangular(root, turned, upper=True)
-    directions = block.U @ turn.to(block.U)
+    turn = torch.linalg.solve_triangular(root.T, turned, upper=True)
     scale = metric.to(block.U)
-    images = LIMIT * directions * (scale[:, None] if scale.ndim else scale)
-    weights = variance.to(block.U)
-    total = float((directions.square().sum(0) * weights).sum())
+    total = float((block.gram * X).sum())
     values |= {
         "critical": float(block.count),
         "predicted_loss": value + 0.5 * float((block.A * X).sum()) - 0.5 * law.decay * total,
-        "predicted_squared_gradient": squared + float((images.square().sum(0) * weights).sum()),
+        "predicted_squared_gradient": squared + LIMIT**2 * float((block.in_metric(scale.square()) * X).sum()),
         "total_variance": total,
         "residual": reaction.solution.residual,
     }
+    images = LIMIT * (block.U[where] @ turn.to(block.U))
+    images = images * (scale[where, None] if scale.ndim else scale)
     rest = torch.empty(0, dtype=torch.float64) if known is None else known[block.count :]
-    averaged = sample + images[where].square() @ weights
+    averaged = sample + images.square() @ variance.to(images)
     seen = torch.cat([effective, rest])
     return Frame(time, w, values, seen, variance, block.U, turn, metric, sample, averaged)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -73,6 +74,7 @@ class Frame:
         return self.basis if self.basis is None or self.turn is None else self.basis @ self.turn.to(self.basis)
 
 
+@lru_cache(maxsize=16)
 def sampled(size: int) -> Tensor:
     """Return the positions of up to `SAMPLE` weights, equally spaced."""
     return torch.linspace(0, size - 1, min(size, SAMPLE)).round().long()

@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import math
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from thalweg.errors import NonFinite, NotConverged, explain
+from thalweg.errors import InvalidInput, NonFinite, NotConverged, NotDifferentiable, explain
 from thalweg.flows.laws import LIMIT, Law
 from thalweg.flows.process import Frame, Process
 from thalweg.flows.settings import FAR, LOOSE, LOST, Settings
@@ -20,6 +22,7 @@ from thalweg.operators.third import third_derivative
 from thalweg.problem import Problem
 from thalweg.rules import State
 from thalweg.spectra import Eigenpairs, EigenTracker
+from thalweg.sweeps.stack import Stack
 
 
 class Segmented(Process):
@@ -54,6 +57,17 @@ class Segmented(Process):
         self._here: tuple[float, Tensor] | None = None
         self._held: Segmented | None = None
         self._emitted = 0
+
+    @cached_property
+    def _many(self) -> Callable[[Tensor], Tensor] | None:
+        """Gradients at two points at once, where that is known to be faster: on networks so small that calls cost."""
+        if self.problem.batch_count != 1:
+            return None
+        try:
+            stack = Stack(self.problem, method="mlp")
+        except (InvalidInput, NotDifferentiable):
+            return None
+        return (lambda W: stack.value_and_gradient(W)[1]) if stack.rows_at_once > 1 else None
 
     @property
     def point(self) -> Tensor:
@@ -168,7 +182,9 @@ class Segmented(Process):
     def _critical(self, pairs: Eigenpairs, count: int, metric: Tensor, gradient: Tensor) -> Critical:
         scale = metric.to(self.w).rsqrt()
         U = pairs.vectors[:, :count] * (scale[:, None] if scale.ndim else scale)
-        third = third_derivative(self.problem, self.w, U, method=self.settings.third, gradient=gradient)
+        third = third_derivative(
+            self.problem, self.w, U, method=self.settings.third, gradient=gradient, many=self._many
+        )
         self.ledger.gradients += third.gradients
         return Critical(U, torch.diag(pairs.values[:count].to("cpu", torch.float64)), third.rows)
 

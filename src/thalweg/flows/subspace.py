@@ -69,11 +69,20 @@ class Critical:
         """Return ``U' diag(metric) U``, float64."""
         return _sandwich(self.U, metric) if metric.ndim else metric.to("cpu", torch.float64) * self.gram
 
-    def eigenvalues(self, metric: Tensor) -> Tensor:
-        """Return the eigenvalues of ``P^{-1} H`` within the subspace, descending."""
-        root = torch.linalg.cholesky(self.in_metric(metric))
+    def root(self, metric: Tensor) -> Tensor:
+        """Return the lower triangle ``R`` with ``R R' = U' P U``."""
+        found: Tensor = torch.linalg.cholesky(self.in_metric(metric))
+        return found
+
+    def effective(self, root: Tensor) -> Tensor:
+        """Return ``R^{-1} A R^{-T}``: the curvature in ``U R^{-T}``, orthonormal in the metric of ``root``."""
         half = torch.linalg.solve_triangular(root, self.A, upper=False)
-        values: Tensor = torch.linalg.eigvalsh(torch.linalg.solve_triangular(root, half.T, upper=False))
+        found: Tensor = torch.linalg.solve_triangular(root, half.T, upper=False)
+        return found
+
+    def eigenvalues(self, metric: Tensor, root: Tensor | None = None) -> Tensor:
+        """Return the eigenvalues of ``P^{-1} H`` within the subspace, descending; ``root`` where it is known."""
+        values: Tensor = torch.linalg.eigvalsh(self.effective(self.root(metric) if root is None else root))
         return values.flip(0)
 
 
@@ -138,23 +147,23 @@ def react(
     if damp:
         pushed = pushed - damp * (block.along @ block.along.T)
     beta = 0.5 * gain * penalised * pushed.to("cpu", torch.float64)
-    images = LIMIT * _columns(block.U, metric)  # H U on the support of Sigma, where H u = 2 P u
-    columns = []
-    for i, j in pairs(block.count):
-        column = law.squared(images[:, i], images[:, j])
-        columns.append(None if column is None else column * (1.0 if i == j else 2.0**0.5))
-    for c, column in enumerate(columns):
-        raised = None if column is None else slope(column)
-        if raised is not None:
-            # A larger metric raises the limit. That it shortens this step, too, is of second order in the step.
-            beta[:, c] += svec(LIMIT * _sandwich(block.U, raised))
+    # What a unit of X adds to the averaged squares: (H U)_i (H U)_j, with H u = 2 P u on the support of Sigma.
+    size = (LIMIT * metric.to(block.U)).square()
+    raised = slope(size)
+    products = None
+    if raised is not None:
+        # A larger metric raises the limit. That it shortens this step, too, is of second order in the step.
+        if metric.ndim:
+            products = _products(block.U)
+            moved = (products * raised) @ products.T
+        else:
+            packed_gram = svec(block.gram)
+            moved = float(raised) * torch.outer(packed_gram, packed_gram)
+        beta = beta + LIMIT * moved.to("cpu", torch.float64)
     solution = solve(alpha, (beta + beta.T) / 2, start=start)
     packed = svec(solution.X)
     penalty = 0.5 * penalised * (block.D.T @ packed.to(block.D))
-    squares = law.squared(torch.zeros_like(force), force)
-    for column, weight in zip(columns, packed.tolist()):
-        if column is not None and squares is not None:
-            squares = squares + column * weight
+    squares = None if raised is None else _spread(block, size, packed, products)
     return Reaction(solution, penalty, squares)
 
 
@@ -166,14 +175,12 @@ def push(
     squares = law.squared(nothing, nothing)
     if X is None:
         return nothing, squares
-    penalty = 0.5 * penalised * (block.D.T @ svec(X).to(block.D))
+    packed = svec(X)
+    penalty = 0.5 * penalised * (block.D.T @ packed.to(block.D))
     if squares is not None:
-        values, turned = torch.linalg.eigh(X)
-        images = LIMIT * _columns(block.U @ turned.to(block.U), metric)
-        for weight, image in zip(values.tolist(), images.T):
-            part = law.squared(image, image)
-            assert part is not None
-            squares = squares + weight * part
+        size = (LIMIT * metric.to(block.U)).square()
+        # In a metric of one number coordinates may still be told apart.
+        squares = _spread(block, size, packed, _products(block.U) if squares.ndim else None)
     return penalty, squares
 
 
@@ -218,9 +225,8 @@ def misjudged(old: Critical, new: Critical, metric: Tensor) -> tuple[Tensor, Ten
     Returns:
         Matrices ``(k, k)`` and ``(k, k_old)``; None where neither space is nearly within the other.
     """
-    root = torch.linalg.cholesky(old.in_metric(metric))
-    half = torch.linalg.solve_triangular(root, old.A, upper=False)
-    expected = torch.linalg.solve_triangular(root, half.T, upper=False)
+    root = old.root(metric)
+    expected = old.effective(root)
     mixed = (new.U.T @ _columns(old.U, metric)).to("cpu", torch.float64)
     straight = torch.linalg.solve_triangular(root, mixed.T, upper=False).T
     left, overlap, right = torch.linalg.svd(straight, full_matrices=False)
@@ -257,6 +263,24 @@ def refuse_unstable(sharpness: float) -> None:
         )
         error.sharpness = sharpness
         raise error
+
+
+def _products(U: Tensor) -> Tensor:
+    """The rows ``u_i * u_j`` in the packing of `svec`, shape ``(m, P)``."""
+    first, second = zip(*pairs(U.shape[1]))
+    found = U.T[list(first)]  # rows: those of a fresh U lie in one piece
+    found *= U.T[list(second)]
+    for row, i, j in zip(found, first, second):
+        if i != j:
+            row *= 2.0**0.5
+    return found
+
+
+def _spread(block: Critical, size: Tensor, packed: Tensor, products: Tensor | None) -> Tensor:
+    """What ``H Sigma H`` adds to averaged squares: per coordinate from ``products``, or its trace without them."""
+    if products is None:
+        return size * float(packed @ svec(block.gram))
+    return size * (packed.to(products) @ products)
 
 
 def _columns(U: Tensor, metric: Tensor) -> Tensor:

@@ -86,6 +86,7 @@ def third_derivative(
     step: float | None = None,
     check: bool = False,
     verify: bool = True,
+    many: third_methods.Many | None = None,
 ) -> ThirdDerivative:
     r"""Return ``T[u_i, u_j] = grad_w (u_i' H(w) u_j)`` for all pairs of columns of ``U``, in `svec` packing.
 
@@ -107,6 +108,8 @@ def third_derivative(
             against differences. Doubles the cost of differences.
         verify: When this problem is seen first, compare differences with automatic differentiation along one
             direction, and refuse kinks and wrong formulas. Some 15 gradients, once; remembered in ``problem.notes``.
+        many: Gradients at the rows of a matrix ``(R, P)`` at once, for ``"gradients"``: it gets two at a time,
+            which a small network evaluates nearly as fast as one.
 
     Returns:
         A `ThirdDerivative`.
@@ -146,7 +149,7 @@ def third_derivative(
     if verify and verdict is not None:
         verdict.refuse(chosen)
     wanted = pairs(k)
-    rows, cost, error, h = compute(problem, w, unit, wanted, chosen, gradient, step, check)
+    rows, cost, error, h = compute(problem, w, unit, wanted, chosen, gradient, step, check, many)
     scale = [lengths[i] * lengths[j] * (1.0 if i == j else sqrt(2)) for i, j in wanted]
     rows.mul_(torch.stack(scale).unsqueeze(1).to(rows))
     if verify and verdict is not None:
@@ -205,6 +208,7 @@ def compute(
     gradient: Tensor | None,
     step: float | None,
     check: bool,
+    many: third_methods.Many | None = None,
 ) -> tuple[Tensor, float, float | None, float | None]:
     """Return rows ``T[u_i, u_j]`` of the wanted pairs (without weights), cost, estimated error, and step."""
     if method == "exact":
@@ -218,7 +222,7 @@ def compute(
     def differences(length: float) -> tuple[Tensor, float]:
         if method == "products":
             return third_methods.products(problem, w, unit, wanted, length)
-        return third_methods.gradients(problem, w, unit, wanted, length, gradient)
+        return third_methods.gradients(problem, w, unit, wanted, length, gradient, many)
 
     rows, cost = differences(h)
     if not check:

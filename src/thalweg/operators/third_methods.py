@@ -6,7 +6,7 @@ Steps are lengths in weight space.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from math import sqrt
 
@@ -22,6 +22,9 @@ from thalweg.problem.norms import decomposed_norms
 from thalweg.problem.problem import Problem
 
 Pairs = Sequence[tuple[int, int]]
+
+Many = Callable[[Tensor], Tensor]
+"""Gradients at several points at once, ``(R, P)`` to ``(R, P)``, new tensors."""
 
 LINEARISATION, PRODUCT, THIRD = 1.75, 1.5, 4.0
 """Costs in gradients: recording a gradient's graph, one backward through it, one more through that (docs/third.md)."""
@@ -87,7 +90,13 @@ def products(problem: Problem, w: Tensor, U: Tensor, wanted: Pairs, h: float) ->
 
 
 def gradients(
-    problem: Problem, w: Tensor, U: Tensor, wanted: Pairs, h: float, gradient: Tensor | None = None
+    problem: Problem,
+    w: Tensor,
+    U: Tensor,
+    wanted: Pairs,
+    h: float,
+    gradient: Tensor | None = None,
+    many: Many | None = None,
 ) -> tuple[Tensor, float]:
     """Second central differences of gradients, ``(g(w + h u) - 2 g(w) + g(w - h u)) / h^2``.
 
@@ -100,8 +109,12 @@ def gradients(
     here, cost = (problem.gradient(w), 1.0) if gradient is None else (gradient, 0.0)
 
     def along(u: Tensor) -> Tensor:
-        ahead = problem.gradient(w + h * u).sub_(here)  # differences first: the small ones keep their digits
-        behind = problem.gradient(w - h * u).sub_(here)
+        if many is None:
+            ahead, behind = problem.gradient(w + h * u), problem.gradient(w - h * u)
+        else:
+            ahead, behind = many(torch.stack([w + h * u, w - h * u]))
+        ahead.sub_(here)  # differences first: the small ones keep their digits
+        behind.sub_(here)
         return ahead.add_(behind).div_(h * h)
 
     diagonal = {i: along(U[:, i]) for i in sorted({i for pair in wanted for i in pair})}
