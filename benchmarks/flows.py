@@ -1,12 +1,14 @@
 """What a forecast costs: gradients and seconds per unit of time, beside the reference method and the training itself.
 
-Three rules on an MLP 64-32-32-10 with GELU, 300 digits, 30 % of the labels random. The map is compared with Euler
+Three rules on an MLP 64-32-32-10 with GELU, 300 digits, 30 % of the labels random, and two of them at twice the rate,
+where five directions are critical. The map is compared with Euler
 substeps of the differential equation with fresh eigenvectors and exact third derivatives at every unit of time: at
-one substep (the same flow, so that their difference is the error of the cheap scheme) and at four, which come closer
-to the differential equation that "flow" solves. Costs are counted
-in gradient-equivalents (1.5 for a product from a kept graph, 1.75 for recording it), which vary with no machine.
+one substep (the same flow, so that their difference is the error of the cheap scheme) and, at the lower rates, at four,
+which come closer to the differential equation that "flow" solves. Costs are counted
+in gradient-equivalents (1.5 for a product from a kept graph, 1.75 for recording it), which vary with no machine. Times
+are the best of three where they are short; what torch loads at the first Hessian product of a process is left out.
 
-    python benchmarks/flows.py            about five minutes of CPU time
+    python benchmarks/flows.py            about eight minutes of CPU time
     python benchmarks/flows.py --quick    under a minute
     python benchmarks/flows.py --save     also writes results/flows.json and flows.md
 """
@@ -32,12 +34,18 @@ from thalweg.flows.process import Discrete, Process
 from thalweg.flows.reference import CentralReference, Euler
 from thalweg.flows.registry import law_of
 
+DESCENT, SQUARES = (1.5, 6.0, 12.0), (3.0, 12.0, 24.0)
 CASES = (
-    ("gradient descent 0.2", tw.rules.GradientDescent(lr=0.2), 0, (1.5, 6.0, 12.0)),
-    ("scalar RMSProp 0.04", tw.rules.ScalarRMSProp(lr=0.04, bias_correction=True), 10, (3.0, 12.0, 24.0)),
-    ("RMSProp 5e-4", tw.rules.RMSProp(lr=5e-4, bias_correction=True), 10, (3.0, 12.0, 24.0)),
+    ("gradient descent 0.2", tw.rules.GradientDescent(lr=0.2), 0, DESCENT),
+    ("scalar RMSProp 0.04", tw.rules.ScalarRMSProp(lr=0.04, bias_correction=True), 10, SQUARES),
+    ("RMSProp 5e-4", tw.rules.RMSProp(lr=5e-4, bias_correction=True), 10, SQUARES),
 )
 """Name, rule, warm start, and the most gradients a unit that we aim at: before the edge, with three, with five."""
+MANY = (
+    ("gradient descent 0.4", tw.rules.GradientDescent(lr=0.4), 0, DESCENT),
+    ("RMSProp 1e-3", tw.rules.RMSProp(lr=1e-3, bias_correction=True), 10, SQUARES),
+)
+"""The same at rates where five directions become critical. The edge comes soon: few units are before it."""
 
 
 def digits(dtype: torch.dtype) -> tw.Problem:
@@ -98,20 +106,24 @@ def follow(process: Process, steps: int) -> dict[str, Any]:
     }
 
 
-def measure(name: str, rule: Any, warm: int, steps: int, dtype: torch.dtype) -> dict[str, Any]:
-    """Run discrete, map and both references of one case."""
+def measure(
+    name: str, rule: Any, warm: int, steps: int, dtype: torch.dtype, substeps: tuple[int, ...]
+) -> dict[str, Any]:
+    """Run discrete, map, flow and the references of one case."""
     problem, law = digits(dtype), law_of(rule)
     w, state = problem.initial, rule.init(problem.initial)
     for _ in range(warm):
         w, state = rule.advance(w, state, problem.gradient(w))
-    processes = {
-        "training": Discrete(problem, law, w, state),
-        "map": CentralMap(problem, law, w, state),
-        "flow": CentralFlow(problem, law, w, state),
-        "reference, 1 substep": CentralReference(problem, law, w, state, Euler(substeps=1)),
-        "reference, 4 substeps": CentralReference(problem, law, w, state, Euler(substeps=4)),
-    }
-    rows = {kind: follow(process, steps) for kind, process in processes.items()}
+    CentralMap(problem, law, w, state).step()  # loads what torch loads late
+    short: dict[str, Any] = {"training": Discrete, "map": CentralMap, "flow": CentralFlow}
+    rows: dict[str, dict[str, Any]] = {}
+    for _ in range(3):  # in turn, so that other work on the machine meets them alike
+        for kind, process in short.items():
+            row = follow(process(problem, law, w, state), steps)
+            rows[kind] = row | {"seconds": min(row["seconds"], rows.get(kind, row)["seconds"])}
+    for count in substeps:
+        kind = f"reference, {count} substep{'s' if count > 1 else ''}"
+        rows[kind] = follow(CentralReference(problem, law, w, state, Euler(substeps=count)), steps)
     truth = np.array(rows["reference, 1 substep"]["losses"])
     for row in rows.values():
         row["error"] = float(np.abs(np.array(row.pop("losses")) / truth - 1).max())
@@ -137,17 +149,21 @@ def main() -> int:
     """Measure, print, save; 1 if the map is not the same flow as its reference."""
     options = arguments(__doc__ or "", "flows")
     about = machine()
-    cases = CASES[:1] if options.quick else CASES
-    steps = 120 if options.quick else 400
-    found = [measure(name, rule, warm, steps, torch.float32) for name, rule, warm, _ in cases]
+    cases = CASES[:1] if options.quick else (*CASES, *MANY)
+    found = []
+    for case in cases:
+        steps = 120 if options.quick else 600 if case in MANY else 400
+        found.append(measure(*case[:3], steps, torch.float32, (1,) if case in MANY else (1, 4)))
     text = f"## The cost of a forecast\n\n{header(about)}\n\n{show(found)}"
     print(text)
     for one, (_, _, _, goals) in zip(found, cases):
-        for k, goal in zip((0, 3, 5), goals):
+        for k, goal in list(zip((0, 3, 5), goals))[(one["case"] in [case[0] for case in MANY]) :]:
             cost = one["rows"]["map"]["by_count"].get(k)
             if cost:
                 goal_met = "yes" if cost[0] <= goal else "NO"
                 print(f"{one['case']}, k={k}: {cost[0]:.2f} of {goal} gradients a unit: {goal_met}")
+        ratio = one["rows"]["map"]["seconds"] / one["rows"]["training"]["seconds"]
+        print(f"{one['case']}: {ratio:.2f} of 4 times the training: {'yes' if ratio < 4 else 'NO'}")
     if options.save:
         save(options.out, "flows", {"machine": about, "quick": options.quick, "cases": found}, text)
     return int(any(one["rows"]["map"]["error"] > 5e-3 for one in found if "descent" in one["case"]))
