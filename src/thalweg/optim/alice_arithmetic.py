@@ -71,6 +71,12 @@ def place(
         parameter.copy_(centre)
 
 
+def mirror(parameter: Tensor, centre: Tensor, descent: Tensor | None, reach: float) -> None:
+    """Move a parameter from one probe to the other, through the look-ahead point ``centre - reach * descent``."""
+    ahead = centre if descent is None or reach == 0 else torch.add(centre, descent, alpha=-reach)
+    parameter.lerp_(ahead, 2.0)  # ahead + (ahead - parameter)
+
+
 def advance(piece: Piece, k: Coefficients) -> None:
     """Take this batch's gradient and samples into the averages, find the step and advance the centre by it."""
     centre = piece.parameter if piece.rest is None else piece.parameter.to(piece.rest.dtype).add_(piece.rest)

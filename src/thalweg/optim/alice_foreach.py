@@ -98,6 +98,7 @@ def _denominators(pieces: list[Piece], means: list[Tensor], k: Coefficients) -> 
     below = list(torch._foreach_abs(means))
     torch._foreach_add_(below, k.eps)
     t = list(torch._foreach_div(_all(pieces, "glass"), below))
+    del below
     if h is None:
         torch._foreach_mul_(t, 2 * k.constant)
         torch._foreach_add_(t, k.eps)

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from thalweg.optim.alice_arithmetic import Piece, place
+from thalweg.optim.alice_arithmetic import Piece, mirror, place
 from thalweg.optim.alice_layout import blocks, flat, local, memory_order, same_layout, shard, wide
 from thalweg.optim.alice_signs import key_base, key_of, stream
 
@@ -56,6 +56,8 @@ class Held:
         second: The gradient at the first probe, then the sum of both, then the second difference.
         first: The difference of both.
         sampling: Whether it is probed in this batch.
+        placed: Where it is at the first probe and every change of it is counted, the count; the second probe is then
+            the mirror image of the first, and no sign is drawn twice.
     """
 
     parameter: Tensor
@@ -67,6 +69,7 @@ class Held:
     second: Tensor | None = None
     first: Tensor | None = None
     sampling: bool = False
+    placed: int | None = None
 
     def move(self, sign: int, sigma: float | Tensor, drawn: Signs | None) -> None:
         """Put the parameter at the look-ahead point, plus ``sign`` times the probe."""
@@ -75,16 +78,22 @@ class Held:
         leaving = self.centre is None
         if self.centre is None:
             self.centre = self._room("centre", own.dtype)
+        mirrored = sign < 0 and self.placed is not None and self.placed == _version(self.parameter)
         held: list[Tensor | None] = [own, self.centre, state.get("descent"), state.get("rest")]
         views = [None if t is None else flat(local(t), order) for t in held]
-        source = self.source(order, drawn, sign * sigma) if sign else None
+        source = self.source(order, drawn, sign * sigma) if sign and not mirrored else None
+        reach = state.get("reach", 0.0)
         for start, (p, centre, descent, rest) in blocks(views):
             assert p is not None
             assert centre is not None
             if leaving:
                 centre.copy_(p)
+            if mirrored:
+                mirror(p, centre, descent, reach)
+                continue
             probe = None if source is None else source(start, p.numel()).view(p.shape)
-            place(p, centre, descent, rest, state.get("reach", 0.0), probe)
+            place(p, centre, descent, rest, reach, probe)
+        self.placed = _version(self.parameter) if sign > 0 and wide(own.dtype) == own.dtype else None
 
     def source(
         self, order: tuple[int, ...] | None, drawn: Signs | None, scale: float | Tensor
@@ -176,6 +185,11 @@ class Held:
             reach=self.state["reach"],
             **state,  # type: ignore[arg-type]
         )
+
+
+def _version(parameter: Tensor) -> int | None:
+    """Return torch's count of changes in place, which layers may make too; None for shards."""
+    return parameter._version if local(parameter) is parameter and not parameter.is_inference() else None
 
 
 def cut(piece: Piece) -> Iterator[Piece]:
