@@ -89,7 +89,7 @@ class Draws:
             )
         self.problem, self.samples, self.batch_size, self.seed, self.mode = problem, samples, batch_size, seed, mode
         source = problem._batches
-        self._source = source.opened() if isinstance(source, IndexedBatches) else source
+        self.source = source.opened() if isinstance(source, IndexedBatches) else source
 
     def indices(self, i: int) -> Tensor:
         """Return the samples of mini-batch ``i``, int64, shape ``(batch_size,)``."""
@@ -142,7 +142,7 @@ class Draws:
         return value, grads
 
     def _batch(self, i: int) -> Any:
-        indices, source = self.indices(i), self._source
+        indices, source = self.indices(i), self.source
         if isinstance(source, IndexedBatches):
             batch = source.fetch(indices, _rng.derive_seed(self.seed, "gradient probe samples", i))
         elif isinstance(source, TensorBatches):

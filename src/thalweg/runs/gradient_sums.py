@@ -14,6 +14,7 @@ from thalweg.errors import InvalidInput, explain
 from thalweg.operators.processes import Processes
 from thalweg.runs.gradient_draws import Draws, Gradient, check_finite
 from thalweg.runs.gradient_moments import Products
+from thalweg.runs.gradient_together import together
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -237,16 +238,30 @@ class _Work:
         flat = torch.zeros(self.length, dtype=self.dtype, device=self.w.device)
         rows = flat[self.size : self.size + self.n * self.width].view(self.n, self.width)
         small = torch.zeros(2 * len(self.sketches) + 1, self.n, dtype=torch.float64)
-        if mine:
-            job = self._kept if self.keep == "gradients" else self._sketched
-            small[:, list(mine)] = self.draws.at(self.w, lambda gradient: job(gradient, mine, flat, rows))
+        if mine and self.keep == "gradients":
+            small[:, list(mine)] = self._kept(mine, flat, rows)
+        elif mine:
+            small[:, list(mine)] = self.draws.at(self.w, lambda gradient: self._sketched(gradient, mine, flat, rows))
         for i in mine:
             check_finite(i, float(small[-1, i]), float(small[: len(self.sketches), i].sum()))
         flat[self.size + self.n * self.width :] = _pieces(small.reshape(-1), self.dtype).to(flat.device)
         return flat
 
-    def _kept(self, gradient: Gradient, mine: Sequence[int], flat: Tensor, rows: Tensor) -> Tensor:
+    def _kept(self, mine: Sequence[int], flat: Tensor, rows: Tensor) -> Tensor:
         """Keep each gradient as it comes, and add up when all are there."""
+        losses = together(self.draws, self.w, mine, rows)
+        if losses is None:
+            losses = self.draws.at(self.w, lambda gradient: self._one_by_one(gradient, mine, rows))
+        torch.mv(rows.T, torch.ones(self.n, dtype=self.dtype, device=rows.device), out=flat[: self.size])
+        own = rows if len(mine) == self.n else rows[list(mine)]
+        parts = torch.split(own, list(self.draws.problem.layout.sizes), dim=1)
+        squares = torch.stack([_row_dots(part, None) for part in parts])
+        pulls = torch.zeros_like(squares)
+        if self.known is not None:
+            pulls = torch.stack([_row_dots(part, d.reshape(-1)) for part, d in zip(parts, self.known)])
+        return torch.cat([squares, pulls, losses.double()[None]]).cpu()
+
+    def _one_by_one(self, gradient: Gradient, mine: Sequence[int], rows: Tensor) -> Tensor:
         losses = []
         for i in mine:
             value, grads = gradient(i)
@@ -256,14 +271,7 @@ class _Work:
             else:
                 rows[i] = torch.cat([g.reshape(-1) for g in grads])
             del grads
-        torch.mv(rows.T, torch.ones(self.n, dtype=self.dtype, device=rows.device), out=flat[: self.size])
-        own = rows if len(mine) == self.n else rows[list(mine)]
-        parts = torch.split(own, list(self.draws.problem.layout.sizes), dim=1)
-        squares = torch.stack([_row_dots(part, None) for part in parts])
-        pulls = torch.zeros_like(squares)
-        if self.known is not None:
-            pulls = torch.stack([_row_dots(part, d.reshape(-1)) for part, d in zip(parts, self.known)])
-        return torch.cat([squares, pulls, torch.stack(losses).double()[None]]).cpu()
+        return torch.stack(losses)
 
     def _sketched(self, gradient: Gradient, mine: Sequence[int], flat: Tensor, rows: Tensor) -> Tensor:
         """Add each gradient to the sum, and keep its sketch."""
