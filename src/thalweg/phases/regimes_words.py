@@ -24,7 +24,7 @@ MEANINGS = {
 def explanation(regimes: Regimes, *, notes: bool = True) -> str:
     """Return what was found, one sentence for each segment, then events, then (``notes``) what to keep in mind."""
     sentences = [sentence(segment) for segment in regimes.segments]
-    sentences += [_edge(regimes), _events(regimes), *(regimes.notes if notes else ())]
+    sentences += [_edge(regimes), _events(regimes), *_loss(regimes), *(regimes.notes if notes else ())]
     return " ".join(part for part in sentences if part)
 
 
@@ -63,7 +63,7 @@ def summary(regimes: Regimes) -> str:
     edge = last.ratio if not np.isfinite(last.batch_ratio) else last.batch_ratio
     where = f", at {edge:.2f} of the threshold" if last.label == "edge of stability" and np.isfinite(edge) else ""
     told = ", ".join([*parts, f"{last.label} to the end{where}"])
-    rest = [part for part in (_edge(regimes), _events(regimes)) if part]
+    rest = [part for part in (_edge(regimes), _events(regimes), *_loss(regimes)) if part]
     return " ".join([f"{told[0].upper()}{told[1:]}.", *rest])
 
 
@@ -74,6 +74,15 @@ def _edge(regimes: Regimes) -> str:
     if "edge of stability" in regimes.order or not len(ratio) or "diverged" in regimes.flags:
         return ""
     return f"The edge of stability was not seen; the last measurement is at {ratio[-1]:.2f} of the threshold."
+
+
+def _loss(regimes: Regimes) -> list[str]:
+    """Say what the loss alone tells where there is no sharpness."""
+    if "no sharpness" not in regimes.flags:
+        return []
+    from thalweg.phases.regimes_loss import loss_words
+
+    return loss_words(regimes)
 
 
 def _events(regimes: Regimes) -> str:
