@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from reference.trajectories import Memory, exact, kernel, kernel_only, relative_error, walk
 from thalweg.errors import InvalidInput, NonFinite, StorageError
@@ -265,6 +266,34 @@ def test_the_first_block_that_is_not_finite_is_named(kind):
     rows[4, 3], rows[1, 4 * BLOCK] = torch.nan, torch.inf
     with pytest.raises(NonFinite, match="step 4 "):
         shared(rows, kind)
+
+
+class Copies(TorchDispatchMode):
+    """Notes how many elements each copy has that changes the type."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten.copy_.default and args[0].dtype != args[1].dtype:
+            self.sizes.append(args[0].numel())
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_torch_threads_take_no_part_and_change_no_bit(threads):
+    rows = torch.stack([point["w"] for point in walk({"w": (9 * BLOCK + 11,)}, 21)])
+    right, before = shared(rows, "alone")[0], torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with Copies() as copies:
+            found = shared(rows, "alone")[0]
+    finally:
+        torch.set_num_threads(before)
+    assert np.array_equal(found.moments, right.moments)
+    assert sum(copies.sizes) == rows.numel()
+    assert (max(copies.sizes) < 2**15) == (threads > 1)  # torch shares what has so many elements
 
 
 def test_inside_inference_mode():
