@@ -88,7 +88,7 @@ def test_a_reader_that_has_enough_ends_it_quietly():
     os.close(reader)  # as head does; before the first byte, for the whole text may fit into the pipe
     with os.fdopen(writer, "w") as stream:
         child = subprocess.run(
-            [sys.executable, "-c", code], stdout=stream, stderr=subprocess.PIPE, text=True, timeout=120
+            [sys.executable, "-c", code], stdout=stream, stderr=subprocess.PIPE, text=True, timeout=300
         )
     assert child.returncode == 141
     assert child.stderr == ""

@@ -204,16 +204,33 @@ def test_mini_batches_record_the_loss_over_all_data():
     assert np.isfinite(data.full_loss.values).tolist() == [True, False, True, False, True]
 
 
-def start(*arguments):
+STAYS = """
+import sys, time
+from thalweg.cli import interrupt
+from thalweg.cli.main import main
+
+handle = interrupt.CtrlC._handle
+
+def stays(self, number, frame):
+    handle(self, number, frame)
+    time.sleep(900)
+
+interrupt.CtrlC._handle = stays
+sys.exit(main(sys.argv[1:]))
+"""
+"""The command, in whose step the first Ctrl-C finds so much to do that the second one comes in the middle of it."""
+
+
+def start(*arguments, program=("-m", "thalweg.cli.main")):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     return subprocess.Popen(
-        [sys.executable, "-m", "thalweg.cli.main", *arguments],
+        [sys.executable, *program, *arguments],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
     )  # fmt: skip
 
 
 def wait_for_steps(folder, steps, process):
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()
         try:
@@ -230,7 +247,7 @@ def test_ctrl_c_ends_cleanly_and_the_rest_can_be_run_later():
     process = start(*tiny("--steps", 10**6, "--out", "a", report=True))
     wait_for_steps("a", 5, process)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=300)
     run = open_run("a")
     done = run.steps
     assert process.returncode == 130, err
@@ -248,16 +265,14 @@ def test_ctrl_c_ends_cleanly_and_the_rest_can_be_run_later():
 
 @pytest.mark.slow
 def test_a_second_ctrl_c_leaves_at_once_and_the_folder_stays_readable():
-    process = start(*tiny("--steps", 10**6, "--out", "a", report=True))
+    process = start(*tiny("--steps", 10**6, "--out", "a", report=True), program=("-c", STAYS))
     wait_for_steps("a", 5, process)
     process.send_signal(signal.SIGINT)
     assert process.stderr.readline() == "\n"
     assert "Ctrl-C again leaves at once" in process.stderr.readline()
     process.send_signal(signal.SIGINT)
-    asked = time.monotonic()
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 130, err
-    assert time.monotonic() - asked < 20
     assert "Left at once. Go on with: thalweg run --resume a" in out
     assert "Report:" not in out
     assert not (open_run("a").path / "report.html").exists()

@@ -262,7 +262,7 @@ def test_a_killed_forecast_goes_on(capsys):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     program = [sys.executable, "-m", "thalweg.cli.main", *command, "--time", "100000", "--out", "killed"]
     process = subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
-    state, deadline = Path("killed.state.safetensors"), time.monotonic() + 100
+    state, deadline = Path("killed.state.safetensors"), time.monotonic() + 300
     while (saved_progress(state) or (0, 0.0))[0] < 5:
         assert time.monotonic() < deadline
         assert process.poll() is None, process.communicate()

@@ -42,10 +42,10 @@ RULES = {
 
 
 class Slowly:
-    """A meter that makes each step last a while, so that there is a middle to be killed in, or kills itself."""
+    """A meter that makes each step last a while, kills itself at ``last``, or waits at ``fence`` to be killed."""
 
-    def __init__(self, seconds, last=None):
-        self.seconds, self.last = seconds, last
+    def __init__(self, seconds, last=None, fence=None):
+        self.seconds, self.last, self.fence = seconds, last, fence
 
     def init(self, steps, start=0):
         pass
@@ -54,6 +54,8 @@ class Slowly:
         time.sleep(self.seconds)
         if values["step"] == self.last:
             os.kill(os.getpid(), signal.SIGKILL)
+        while values["step"] == self.fence:
+            time.sleep(1)
 
     def close(self):
         pass
@@ -68,11 +70,12 @@ def work(
     slowly=0.0,
     die_at=None,
     die_after=None,
+    fence=None,
     steps=STEPS,
 ):
     """Train; with ``die_at``, die by SIGKILL at that many events that matter to what is on disk.
 
-    With ``die_after``, die after that step.
+    With ``die_after``, die after that step; with ``fence``, go no further than that step.
     """
     torch.set_num_threads(1)
     if die_at is not None:
@@ -92,7 +95,7 @@ def work(
         measures=measures,
         checkpoint_every=3,
         save_every=7,
-        meter=Slowly(slowly, die_after),
+        meter=Slowly(slowly, die_after, fence),
         resume=resume,
     )
 

@@ -118,7 +118,7 @@ def test_a_run_killed_before_its_disk_became_read_only_can_be_read(small_disk):
     """SQLite cannot recover such a file in place."""
     folder = small_disk / "run"
     process = killable.start(folder, die_after=9)
-    process.join(60)
+    process.join(300)
     assert process.exitcode == -signal.SIGKILL
     (folder / "metrics.sqlite-shm").unlink()
     remount(small_disk, "ro")

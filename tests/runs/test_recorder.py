@@ -451,7 +451,8 @@ def test_snapshots_that_wait_are_bounded(tmp_path, monkeypatch):
     assert thread.is_alive()
     assert len(done) <= 3, "one is being written, two wait"
     gate.set()
-    thread.join(20)
+    thread.join(300)
+    assert not thread.is_alive()
     assert recorder.run.checkpoints == list(range(9))
 
 

@@ -23,7 +23,7 @@ def folder(tmp_path_factory):
         [*command, str(WORKER), str(found)],
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=540,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         check=False,
     )

@@ -28,13 +28,13 @@ def contents(folder):
 
 def finish(folder, **options):
     process = start(folder, resume=True, **options)
-    process.join(120)
+    process.join(300)
     assert process.exitcode == 0
     assert open_run(folder).state == "finished"
 
 
 def wait_for(folder, step, process):
-    limit = time.monotonic() + 60
+    limit = time.monotonic() + 300
     while time.monotonic() < limit and process.is_alive():
         if (folder / "manifest.json").exists() and open_run(folder).steps >= step:
             return
@@ -52,7 +52,7 @@ def whole(tmp_path_factory):
         if key not in known:
             folder = tmp_path_factory.mktemp("whole") / "run"
             process = start(folder, **options)
-            process.join(120)
+            process.join(300)
             assert process.exitcode == 0
             known[key] = contents(folder)
         return known[key]
@@ -72,17 +72,20 @@ KINDS = [
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: "-".join(map(str, kind.values())))
 def test_killed_again_and_again_while_read(kind, tmp_path, whole):
-    """SIGKILL at four moments, the third soon after a resume, while a reader is inside a transaction."""
+    """SIGKILL at four moments, the third soon after a resume, while a reader is inside a transaction.
+
+    Each may be any between the step that is awaited and the fence: the last step before the next saved position.
+    """
     folder = tmp_path / "run"
     readers = []
-    for number, step in enumerate((3, 11, 13, 29)):
-        process = start(folder, resume=number > 0, slowly=0.01, **kind)
+    for number, (step, fence) in enumerate(((3, 6), (11, 13), (13, 13), (29, 34))):
+        process = start(folder, resume=number > 0, slowly=0.01, fence=fence, **kind)
         wait_for(folder, step, process)
         readers.append(sqlite3.connect(f"{folder.as_uri()}/metrics.sqlite?mode=ro", uri=True, isolation_level=None))
         readers[-1].execute("BEGIN")
         seen = readers[-1].execute("SELECT max(step) FROM scalars").fetchone()[0]
         os.kill(process.pid, signal.SIGKILL)
-        process.join(60)
+        process.join(300)
         assert process.exitcode == -signal.SIGKILL
         run = open_run(folder)
         assert run.state == "interrupted", "a dead writer is seen as one"
@@ -106,7 +109,7 @@ def test_killed_between_any_two_writes(die_at, tmp_path, whole):
     kind = {"dtype": "float64", "rule": "gd"}
     folder = tmp_path / "run"
     process = start(folder, die_at=die_at, **kind)
-    process.join(60)
+    process.join(300)
     assert process.exitcode == -signal.SIGKILL, "the moment lies within the run"
     if (folder / "manifest.json").exists():
         run = open_run(folder)
@@ -207,7 +210,7 @@ def test_resume_begins_where_nothing_was_begun(tmp_path):
 
 def test_two_writers_are_refused(tmp_path):
     folder = tmp_path / "run"
-    process = start(folder, slowly=0.2)
+    process = start(folder, fence=2)
     wait_for(folder, 1, process)
     try:
         for options in ({"resume": True}, {"replace": True}):
@@ -216,4 +219,4 @@ def test_two_writers_are_refused(tmp_path):
         assert open_run(folder).state == "running"
     finally:
         process.kill()
-        process.join(60)
+        process.join(300)

@@ -12,6 +12,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
 
+import leaving
 from checkpoint_makers import as_cache, neox
 from thalweg.errors import InvalidInput, MissingExtra, RunFolderError, StorageError
 from thalweg.runs.sources import hub, trajectory
@@ -162,6 +163,9 @@ def test_distributed_checkpoints_of_one_process(tmp_path, wrapped, deep):
 
 WORKER = """
 import sys, torch, torch.distributed as dist, torch.distributed.checkpoint as dcp
+
+sys.path.insert(0, sys.argv[2])
+from leaving import leave
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
@@ -177,7 +181,7 @@ def work(rank, folder):
             "few": distribute_tensor(whole[:1], mesh, [Shard(0)]),
         }
         dcp.save({"model": state}, checkpoint_id=f"{folder}/step{step}")
-    dist.destroy_process_group()
+    leave()
 
 if __name__ == "__main__":
     torch.multiprocessing.spawn(work, (sys.argv[1],), nprocs=2)
@@ -187,7 +191,8 @@ if __name__ == "__main__":
 @pytest.mark.slow
 def test_distributed_checkpoints_of_two_processes(tmp_path):
     (tmp_path / "worker.py").write_text(WORKER)
-    subprocess.run([sys.executable, tmp_path / "worker.py", tmp_path], check=True, timeout=100, capture_output=True)
+    command = [sys.executable, tmp_path / "worker.py", tmp_path, Path(leaving.__file__).parent]
+    subprocess.run(command, check=True, timeout=540, capture_output=True)
     path = trajectory(str(tmp_path / "step*"))
     assert len(list((tmp_path / "step0").glob("*.distcp"))) == 2
     assert {info.name for info in path.tensors} == {"rows", "columns", "copies", "few"}
