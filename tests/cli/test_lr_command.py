@@ -46,6 +46,18 @@ def test_initial_weights_in_words(capsys):
     assert not list(Path().iterdir()), "nothing is written"
 
 
+@pytest.mark.slow
+def test_the_first_example_of_the_help_is_as_it_says(capsys):
+    with pytest.raises(SystemExit):
+        lr(["--help"])
+    shown = capsys.readouterr().out
+    assert "some 16 in the first example" in " ".join(shown.split())
+    example = next(line for line in shown.splitlines() if line.startswith("  thalweg lr ")).split()[2:]
+    assert answer(capsys, *example)["anharmonicity"] == pytest.approx(16, rel=0.15)
+    where = example.index("--model.init-scale")
+    assert answer(capsys, *example[:where], *example[where + 2 :])["anharmonicity"] == pytest.approx(1, rel=0.15)
+
+
 def test_a_target_that_diverges_is_told(capsys):
     found = answer(capsys, *SMALL, "--rule.lr", "1e4", "--warmup-steps", "1000", "--out", "figures/lr.html")
     assert found["warmup"] == "needed"

@@ -273,6 +273,18 @@ def test_cells_that_an_executor_loses_are_handed_out_again(tmp_path):
     assert [record.error for record in found.failed] == ["TimeoutError: the executor gave no answer in 0.1 seconds"] * 2
 
 
+def test_ctrl_c_says_that_nothing_is_lost(tmp_path):
+    def stops(executor, cell, future):
+        if len(executor.order) == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as stop:
+        sweep(sweep_cells.safe, PLAN, tmp_path / "s", engine=Inline(stops), ahead=2)
+    (note,) = stop.value.__notes__
+    assert "of 8 cells are in" in note
+    assert "Call sweep() again" in note
+
+
 def test_an_engine_that_breaks_leaves_a_ledger_that_resumes(tmp_path):
     def breaks(executor, cell, future):
         if len(executor.order) == 4:

@@ -28,7 +28,10 @@ def shares(tmp_path):
 
 def test_status_counts_and_names_failures(shares, capsys):
     assert main(["status", str(shares / "node0")]) == 0
-    out = capsys.readouterr().out
+    out, hints = capsys.readouterr()
+    assert "of work left" in out
+    assert "computes what is pending" in hints
+    assert "retry_failed=True" in hints
     assert "ratio over Plan of 12 cells: 6 width x 2 depth, thalweg-" in out
     assert "3 done, 1 failed, 8 pending; no driver is at work" in out
     assert "failed: width=0, depth=1: ZeroDivisionError: division by zero" in out
@@ -43,6 +46,16 @@ def test_merge_joins_shares(shares, capsys):
     assert open_sweep(out).status().done == 6
     with pytest.raises(InvalidInput, match="has a ledger"):
         main(["merge", str(shares / "node0"), "--out", str(out)])
+
+
+def test_a_sweep_that_is_whole_has_nothing_left_to_say(tmp_path, capsys):
+    with ThreadPoolExecutor(1) as pool:
+        sweep(ratio, plan(width=[1, 2]), tmp_path / "s", engine=pool)
+    main(["status", str(tmp_path / "s")])
+    out, hints = capsys.readouterr()
+    assert "2 done, 0 failed, 0 pending" in out
+    assert "left" not in out
+    assert not hints
 
 
 def test_many_failures_are_cut_short(tmp_path, capsys):

@@ -23,8 +23,10 @@ DESCRIPTION = """Find the largest stable first step, the distance to divergence,
 
 MODEL is a run folder, RUN@STEP, a checkpoint file or a state dict. Without it, the model that --model describes is examined at its initial weights. The optimizer is new: its averages are empty. --rule.name says which, --rule.lr is the target. The answer holds for the data given: choose a mini-batch of training size with --samples for a rule that will see mini-batches. Nothing is written without --out.
 
+The evidence has the anharmonicity, how many times larger the measured rate is than the local curvature says: 1 on a quadratic, some 16 in the first example, close to 1 at the default --model.init-scale 0.45, where the output starts near zero.
+
 examples:
-  thalweg lr --model.depth 8 --model.activation relu --rule.lr 0.5
+  thalweg lr --model.depth 8 --model.width 32 --model.activation relu --model.init-scale 1 --rule.lr 0.5
   thalweg lr --rule.name adamw --rule.lr 3e-3 --warmup-steps 1000
   thalweg lr runs/first@200 --rule.lr 0.3
   thalweg lr weights.pt --model-file mine.py:problem --rule.name heavy_ball --rule.lr 0.1

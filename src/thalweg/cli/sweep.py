@@ -69,7 +69,8 @@ def main(arguments: Sequence[str]) -> int:
     say(f"{status.done} done, {status.failed} failed, {status.pending} pending; {state}")
     if status.done:
         each = status.seconds / (status.done + status.failed)
-        say(f"{duration(status.seconds)} of work so far, {each:.3g} s a cell")
+        left = f", about {duration(each * status.pending)} of work left" if status.pending else ""
+        say(f"{duration(status.seconds)} of work so far, {each:.3g} s a cell{left}")
     traces = isinstance(told, Status) and told.traces
     for record in found.failed if traces else found.failed[:SHOWN]:
         say(f"failed: {record.cell}: {record.error}")
@@ -77,4 +78,9 @@ def main(arguments: Sequence[str]) -> int:
             say(record.trace, talk(stderr=True))
     if len(found.failed) > SHOWN and not traces:
         complain(f"{len(found.failed) - SHOWN} more failed. --traces shows all of them.", "note")
+    if not status.running:
+        if status.pending:
+            complain("sweep() with the same plan and folder computes what is pending.", "note")
+        if status.failed:
+            complain("sweep(..., retry_failed=True) computes again what failed.", "note")
     return 0

@@ -103,6 +103,11 @@ def sweep(
             try:
                 with as_engine(engine, workers=workers) as executor:
                     Driver(executor, function, ledger, pace, retries, ahead, timeout, strict).run(todo)
+            except KeyboardInterrupt as stop:
+                stop.add_note(
+                    f"Stopped: {pace.finished} of {len(mine)} cells are in {where}. Call sweep() again to go on there."
+                )
+                raise
             finally:
                 pace.close()
     return open_sweep(where)
