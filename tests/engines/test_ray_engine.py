@@ -9,6 +9,7 @@ import sys
 import textwrap
 import time
 from concurrent.futures import CancelledError, as_completed, wait
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +61,7 @@ def engine(tmp_path_factory):
 
         tqdm_ray.instance()  # what a worker's message may bring about: it replaces print
     assert builtins.print is printing
-    psutil.wait_procs(rays(), timeout=60)
+    psutil.wait_procs(rays(), timeout=240)
     assert not rays()
     assert not folder.exists()
     assert signal.getsignal(signal.SIGTERM) == handler
@@ -248,6 +249,13 @@ def test_the_users_own_ray_and_a_cluster_joined_by_address_go_on(tmp_path):
     assert "left alone" in out, out + errors
 
 
+def named(process):
+    try:
+        return process.name()
+    except psutil.NoSuchProcess:
+        return "gone"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("ending", ["killed", "interrupted"])
 def test_ray_ends_with_its_driver(tmp_path, ending):
@@ -271,15 +279,14 @@ def test_ray_ends_with_its_driver(tmp_path, ending):
     else:
         process.send_signal(signal.SIGINT)
     process.communicate(timeout=240)
-    names = {p: p.name() for p in below if p.is_running()}
-    _, alive = psutil.wait_procs(below, timeout=5 if ending == "killed" else 120)
-    if ending == "killed":  # two helpers of Ray's first try for a minute to tell the head that they end
-        assert {names.get(p, "gone") for p in alive} <= {"ray::DashboardAgent", "ray::RuntimeEnvAgent"}
-        for process in alive:
-            process.kill()
-    else:
-        assert not alive
+    helpers = {p for p in below if ending == "killed" and named(p) in ("ray::DashboardAgent", "ray::RuntimeEnvAgent")}
+    _, alive = psutil.wait_procs(set(below) - helpers, timeout=240)
+    assert not alive
     if ending == "killed":
+        for process in helpers:  # they first try for a minute to tell the head that they end
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(helpers, timeout=240)
         shutil.rmtree(folder)
     assert not folder.exists()
 

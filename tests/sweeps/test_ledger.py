@@ -8,7 +8,6 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -257,10 +256,12 @@ from thalweg.sweeps.run_cell import Answer, encode
 cells = plan(width=range(2000))
 with Ledger(Path(sys.argv[1]), create=True, write=True) as ledger:
     ledger.begin(cells, "f")
-    print("begun", flush=True)
     for cell in cells:
+        if cell["width"] == 1999:
+            sys.stdin.read()  # until it is killed
         values = {"a": np.full(20_000, cell["width"]), "b": cell["width"]}
         ledger.write([(cell, Answer(encode(values, cell), 1.0), 1)])
+        print("written", flush=True)
 """
 
 
@@ -269,9 +270,9 @@ def test_a_writer_that_is_killed_leaves_whole_cells(tmp_path):
     for i in range(3):
         path = tmp_path / f"{i}.sqlite"
         command = [sys.executable, "-c", textwrap.dedent(KILLED), str(path)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout.readline() == "begun\n"
-            time.sleep(0.3 + 0.0137 * i)
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+            for _ in range(20 + 17 * i):
+                assert process.stdout.readline() == "written\n"
             os.kill(process.pid, signal.SIGKILL)
         with Ledger(path) as ledger:
             records = ledger.records()

@@ -70,7 +70,7 @@ def test_jobs_are_asked_until_they_are_done(tmp_path):
 def test_a_job_that_is_forgotten_is_cancelled(tmp_path):
     queue = Queue(Never)
     with Polled(queue, every=0.01) as engine:
-        found = sweep(sweep_cells.safe, PLAN, tmp_path / "s", engine=engine, timeout=0.3)
+        found = sweep(sweep_cells.safe, PLAN, tmp_path / "s", engine=engine, timeout=0.3, retries=1000)
     assert found.status().done == 4
     assert queue.jobs[0].cancelled
 
