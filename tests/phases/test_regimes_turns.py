@@ -154,3 +154,13 @@ def test_noise_of_batch_sharpness_keeps_no_run_from_the_edge(seed):
     given = {"sharpness_steps": t, "rule": "gd", "samples": 300, "batch_size": 30}
     assert segment(noisy(8000), lam, 0.1, batch_sharpness=batch, **given).order[-1] == EDGE
     assert EDGE not in segment(noisy(8000), lam, 0.1, batch_sharpness=0.6 * batch, **given).order
+
+
+def test_noise_brings_no_run_to_the_edge():
+    """Three noisy values at the end leave the median in doubt by more than it lacks."""
+    t = np.unique([*sampled(8000), *np.linspace(4000, 8000, 20).astype(int)])
+    lam = logarithmic(t, [0, 20, 200, 8000], [9, 2, 2, 17])
+    given = {"sharpness_steps": t, "rule": "gd", "samples": 300, "batch_size": 30}
+    for seed in range(5):
+        batch = 0.7 * lam * 10 ** (0.09 * np.random.default_rng(seed).normal(size=len(t)))
+        assert EDGE not in segment(noisy(8000), lam, 0.1, batch_sharpness=batch, **given).order

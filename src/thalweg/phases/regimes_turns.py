@@ -74,8 +74,8 @@ def mend(
 def deciding(x: Floats, usable: Indices, ratio: Floats, grid: Floats, own: Indices) -> tuple[float, bool]:
     r"""Return the median ratio that may call a piece the edge, from its arrival on, and whether it still rises.
 
-    The median of ``k`` values is known to ``1.25 \sigma / \sqrt k``; it is moved towards 1 by two of these, so that
-    noise alone, as that of batch sharpness, keeps no piece out of the band.
+    The median of ``k`` values is known to ``1.25 \sigma / \sqrt k``; it is moved towards 1 by two of these, and at most
+    by 10 %, so that noise alone, as that of batch sharpness, keeps no piece out of the band, nor brings one in.
 
     Args:
         x: Logarithm of one plus time of the measurements of a stretch, ``(n,)``.
@@ -103,7 +103,7 @@ def deciding(x: Floats, usable: Indices, ratio: Floats, grid: Floats, own: Indic
         rising = not came and approaching(at, y, spread)
         since = since if came else 0
         values = values[grid >= min(at[since], grid[-1])] if came else values
-        doubt = 2.5 * spread / float(np.sqrt(len(at) - since))
+        doubt = min(2.5 * spread / float(np.sqrt(len(at) - since)), MOVED)
     middle = float(np.median(values))
     return 10 ** float(np.sign(middle) * max(abs(middle) - doubt, 0.0)), rising
 
