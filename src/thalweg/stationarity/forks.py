@@ -61,7 +61,7 @@ class Forks:
     def words(self) -> str:
         """What they say together."""
         shown = [name for name in self.rhat if name == "loss" or KINDS.get(name) in ("loss", "function")]
-        inside = [name for name in self.rhat if KINDS.get(name) in ("direction", "weight")]
+        inside = [name for name in self.rhat if KINDS.get(name) in ("direction", "weight", "norm")]
         outside = [self.agree(name) for name in shown]
         if any(found is False for found in outside):
             return "The copies differ in what they compute: they have not settled on one distribution."
