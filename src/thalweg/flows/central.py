@@ -2,6 +2,9 @@ r"""The central flow in map mode: the rule's own step, plus the penalty on curva
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -51,7 +54,7 @@ class CentralMap(Segmented):
             if block is None:
                 fresh, metric = self._free(before)
             else:
-                self._ready = [self._one() for _ in range(self.interval)]
+                self._ready = [self._stripped(self._one()) for _ in range(self.interval)]
                 fresh, metric = self._refresh()
             error = 0.0
             if block is not None:
@@ -65,6 +68,8 @@ class CentralMap(Segmented):
                 self._ready = [
                     between(f, before, fresh, i / self.interval, watching) for i, f in enumerate(self._ready)
                 ]
+                if self.settings.replay:
+                    self._again = self._from_start()
                 self._learn(block, metric)
                 self._choose_interval(error, before, fresh)
                 return
@@ -77,8 +82,9 @@ class CentralMap(Segmented):
         trail = []
         self._ready = []
         for _ in range(self.interval):
-            self._ready.append(self._one())
-            trail.append((self.w, self.state))
+            self._ready.append(self._stripped(self._one()))
+            if not self.settings.replay:
+                trail.append((self.w, self.state))
         begin = self.time - self.interval
         fresh, metric = self._refresh(may_return=self.interval > 1)
         while float(fresh[0]) > self._past and self.interval > 1:
@@ -86,9 +92,32 @@ class CentralMap(Segmented):
             share = (self.settings.candidate - float(before[0])) / (float(fresh[0]) - float(before[0]))
             self.interval = max(1, min(self.interval - 1, int(share * self.interval)))
             self._ready, self.time = self._ready[: self.interval], begin + self.interval
-            (self.w, self.state), self._here = trail[self.interval - 1], None
+            if self.settings.replay:
+                again = self._from_start()
+                for _ in range(self.interval):
+                    again._one()
+                trail = [(again.w, again.state)]
+            (self.w, self.state), self._here = trail[min(self.interval, len(trail)) - 1], None
             fresh, metric = self._refresh(may_return=self.interval > 1)
         return fresh, metric
+
+    def _from_start(self) -> CentralMap:
+        """Return the flow as it was at the start of this segment, at the expense of this one."""
+        again = copy.copy(self._held)
+        assert isinstance(again, CentralMap)
+        again.ledger, again._age = self.ledger, 0
+        again.block = None if again.block is None else Critical(again.block.U, again.block.A, again.block.D)
+        return again
+
+    def _stripped(self, frame: Frame) -> Frame:
+        if not self.settings.replay:
+            return frame
+        metric = None if frame.metric is None or frame.metric.ndim else frame.metric
+        return replace(frame, w=frame.w.new_empty(0), metric=metric)
+
+    def _refilled(self, frame: Frame) -> Frame:
+        full = self._one()
+        return replace(frame, w=full.w, metric=full.metric)
 
     def _one(self) -> Frame:
         """One step of the map."""

@@ -57,6 +57,7 @@ class Segmented(Process):
         self._here: tuple[float, Tensor] | None = None
         self._held: Segmented | None = None
         self._emitted = 0
+        self._again: Segmented | None = None
 
     @cached_property
     def _many(self) -> Callable[[Tensor], Tensor] | None:
@@ -72,14 +73,21 @@ class Segmented(Process):
     @property
     def point(self) -> Tensor:
         """Weights at the time of the next frame."""
-        return self._ready[0].w if self._ready else self.w
+        if not self._ready:
+            return self.w
+        return self._ready[0].w if self._again is None else self._again.w
 
     def step(self) -> Frame:
         """Return the next frame; segments are computed until there is one."""
         while not self._ready:
             self._segment()
         self._emitted += 1
-        return self._ready.pop(0)
+        frame = self._ready.pop(0)
+        return frame if self._again is None else self._again._refilled(frame)
+
+    def _refilled(self, frame: Frame) -> Frame:
+        """The frame with the vectors that it was stripped of."""
+        return frame
 
     @abstractmethod
     def _segment(self) -> None:
@@ -208,7 +216,7 @@ class Segmented(Process):
 
     def _hold(self) -> None:
         """Remember this point as the start of a segment. Vectors are shared: nothing writes into them."""
-        self._held = None
+        self._held = self._again = None
         held = copy.copy(self)
         held.ledger, held.tracker, held._ready = copy.copy(self.ledger), copy.copy(self.tracker), []
         self._held, self._emitted = held, 0

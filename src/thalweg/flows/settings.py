@@ -33,6 +33,8 @@ class Settings:
         ablated: Leave the penalty out of the motion of the weights; then the metric alone keeps the limit.
         damped: Take directions that oscillate by the exact decay of the flow, ``exp(-2)`` a unit, and not by the
             rule's step, which would carry the flow itself from wall to wall there.
+        replay: Weights that wait for the look that accepts them are not kept but computed again, to the same bits, when
+            their time comes: one gradient a unit more, and memory that does not grow with the time between looks.
     """
 
     tolerance: float = 2e-3
@@ -43,13 +45,14 @@ class Settings:
     third: Choice = "auto"
     ablated: bool = False
     damped: bool = True
+    replay: bool = False
 
 
 @dataclass(frozen=True)
 class FlowSettings(Settings):
     """How exactly the differential equation is solved, with all of `Settings`.
 
-    Here ``tolerance`` counts as a fifth of ``accuracy`` where it is larger, and ``damped`` has no say.
+    Here ``tolerance`` counts as a fifth of ``accuracy`` where it is larger, and ``damped`` and ``replay`` have no say.
 
     Attributes:
         accuracy: Estimated error of a step, over the length of its move. Neighbouring paths mostly come together, so
