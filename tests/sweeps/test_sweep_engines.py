@@ -7,6 +7,7 @@ import sys
 import time
 from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -147,7 +148,7 @@ def test_dask_gives_the_same_though_its_worker_is_killed(dask, right, tmp_path):
             time.sleep(0.05)
         for pid in dask.run(os.getpid).values():
             os.kill(pid, signal.SIGKILL)
-        found = again.result(timeout=60)
+        found = again.result(timeout=300)
     assert found.status().done == 6
 
 
@@ -202,7 +203,7 @@ def test_a_driver_that_is_killed_goes_on_where_it_was(engine, ending, local, rig
     script.write_text(SCRIPT.format(tests=os.path.dirname(__file__), folder=str(folder), engine=engine))
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     driver = subprocess.Popen([sys.executable, script], text=True, **streams)
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 300
     while len(list(log.parent.glob("begun-*"))) < 2:
         assert driver.poll() is None, driver.communicate()
         assert time.monotonic() < deadline
@@ -212,12 +213,14 @@ def test_a_driver_that_is_killed_goes_on_where_it_was(engine, ending, local, rig
     assert before.status().done == 4
     below = psutil.Process(driver.pid).children(recursive=True)
     driver.send_signal(ending)
-    _, errors = driver.communicate(timeout=60)
+    _, errors = driver.communicate(timeout=300)
     assert ("KeyboardInterrupt" in errors) == (ending == signal.SIGINT)
-    _, alive = psutil.wait_procs(below, timeout=5)
-    for process in alive:  # helpers of Ray's, which wait for a minute
-        assert engine == "ray"
-        process.kill()
+    if engine == "ray":  # helpers of Ray's wait for a minute
+        for process in below:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+    _, alive = psutil.wait_procs(below, timeout=300)
+    assert not alive
     after = open_sweep(folder)
     assert not after.status().running
     assert after.records == before.records
