@@ -45,7 +45,7 @@ def memory_order(tensor: Tensor) -> tuple[int, ...] | None:
 
 def flat(tensor: Tensor, order: tuple[int, ...] | None) -> Tensor:
     """Return a view of the tensor in memory order, or a copy where it lies in another order (gradients may)."""
-    return tensor if order is None else tensor.permute(order).reshape(-1)
+    return tensor if order is None or tensor.dim() == 1 else tensor.permute(order).reshape(-1)
 
 
 def same_layout(tensor: Tensor, parameter: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -42,11 +43,12 @@ class Numbers:
     inverse_probe: Tensor
     decay: Tensor
 
-    @classmethod
-    def of(cls, k: Coefficients, dtype: torch.dtype) -> Numbers:
+    @staticmethod
+    @lru_cache(maxsize=32)
+    def of(k: Coefficients, dtype: torch.dtype) -> Numbers:
         """Round coefficients to the dtype of the averages, as an operation with a number would."""
         values = (1.0, k.eps, 2 * k.constant, float(inverse(k.upper)), 1 / (2 * k.probe), float(k.decay))
-        return cls(*(torch.tensor(value, dtype=dtype) for value in values))
+        return Numbers(*(torch.tensor(value, dtype=dtype) for value in values))
 
 
 def advance_plain(piece: Piece, k: Coefficients, n: Numbers, scratch: Tensor) -> None:
