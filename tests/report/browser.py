@@ -23,6 +23,9 @@ FLAGS = (
 READY = "return [...document.querySelectorAll('.plot')].every(p => p.dataset.ready)"
 """Whether every figure of the page is drawn."""
 
+PATIENCE = 300.0
+"""Seconds after which a page hangs: on a busy machine some take a minute."""
+
 
 @contextmanager
 def session(profile: Path) -> Iterator[Any]:
@@ -38,6 +41,7 @@ def session(profile: Path) -> Iterator[Any]:
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    browser.set_script_timeout(PATIENCE)
     try:
         yield browser
     finally:

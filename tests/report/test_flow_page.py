@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from browser import READY, until, window
+from browser import PATIENCE, READY, until, window
 from flows_to_draw import forecast
 from runs_to_draw import edge_run, manifest
 
@@ -263,7 +263,7 @@ def test_in_a_real_browser(browser, tmp_path, width):
     path.write_text(render_flow(forecast(name="<b>" + "long" * 60, first_step=2000)))
     window(browser, width)
     browser.get(path.as_uri())
-    until(browser, READY, 60, "the plots did not finish")
+    until(browser, READY, PATIENCE, "the plots did not finish")
     wide, inner = browser.execute_script("return [document.documentElement.scrollWidth, innerWidth]")
     assert wide <= inner, "no sideways scrolling"
     curves = browser.execute_script("return [...document.querySelectorAll('.plot')].map(p => p.data.length)")

@@ -5,11 +5,10 @@ import html
 import html.parser
 import json
 import re
-import time
 
 import pytest
 import torch
-from browser import READY, scheme, until, window
+from browser import PATIENCE, READY, scheme, until, window
 from runs_to_draw import cubic_run, edge_run, kinds, loop, manifest
 
 import thalweg as tw
@@ -145,7 +144,7 @@ def browser(browser):
 def show(browser, path, width, dark):
     window(browser, width, dark=dark)
     browser.get(path.as_uri())
-    until(browser, READY, 60, "the plots did not finish")
+    until(browser, READY, PATIENCE, "the plots did not finish")
 
 
 @pytest.mark.browser
@@ -198,10 +197,8 @@ def test_follows_a_change_of_scheme_while_open(browser, page, tmp_path):
     show(browser, path, 1280, dark=False)
     assert trace_colour(browser) == figures.LIGHT[0]
     scheme(browser, dark=True)
-    deadline = time.monotonic() + 20
-    while trace_colour(browser) != figures.DARK[0]:
-        assert time.monotonic() < deadline, "the figures stayed light"
-        time.sleep(0.05)
+    dark = f"return document.querySelector('.plot').data[0].line.color === {figures.DARK[0]!r}"
+    until(browser, dark, PATIENCE, "the figures stayed light")
 
 
 @pytest.mark.browser
@@ -212,11 +209,8 @@ def test_zooming_in_one_figure_zooms_in_all(browser, page, tmp_path):
     browser.execute_script("Plotly.relayout(document.querySelector('.plot'), {'xaxis.range': [10, 20]})")
     linked = "document.querySelectorAll('.plot[data-axis=step]')"
     assert browser.execute_script(f"return {linked}.length") == 7, "all but the regimes, on a logarithmic axis"
-    ranges = f"return [...{linked}].map(p => p.layout.xaxis.range.map(Math.round).join())"
-    deadline = time.monotonic() + 20
-    while set(browser.execute_script(ranges)) != {"10,20"}:
-        assert time.monotonic() < deadline, "the other figures did not follow"
-        time.sleep(0.05)
+    zoomed = f"return [...{linked}].every(p => p.layout.xaxis.range.map(Math.round).join() === '10,20')"
+    until(browser, zoomed, PATIENCE, "the other figures did not follow")
 
 
 @pytest.mark.browser

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from browser import READY, severe, until
+from browser import PATIENCE, READY, severe, until
 from runs_to_draw import dataset, edge_run
 
 from thalweg.phases.regimes import segment
@@ -85,7 +85,7 @@ def test_many_events_are_cut_short():
 def test_in_a_real_browser(found, browser, tmp_path):
     browser.set_window_size(1000, 1100)
     browser.get(write_regimes_page(found, tmp_path / "page.html").as_uri())
-    until(browser, READY, 20, "the figure did not finish")
+    until(browser, READY, PATIENCE, "the figure did not finish")
     assert browser.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
     assert len(browser.find_elements("css selector", ".annotation")) >= 3
     assert not severe(browser)

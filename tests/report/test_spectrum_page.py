@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 import pytest
-from browser import READY, until, window
+from browser import PATIENCE, READY, until, window
 from runs_to_draw import edge_run, manifest
 from spectra_to_draw import bulk_and_outliers, spectrum
 
@@ -243,7 +243,7 @@ def test_in_a_real_browser(browser, tmp_path, width, kind):
     dark = width < 500
     window(browser, width, dark=dark)
     browser.get(path.as_uri())
-    until(browser, READY, 60, "the plots did not finish")
+    until(browser, READY, PATIENCE, "the plots did not finish")
     wide, inner = browser.execute_script("return [document.documentElement.scrollWidth, innerWidth]")
     assert wide <= inner, "no sideways scrolling"
     assert browser.execute_script("return document.querySelectorAll('.barlayer .trace').length") == 2

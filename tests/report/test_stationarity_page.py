@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import xarray as xr
-from browser import READY, severe, until
+from browser import PATIENCE, READY, severe, until
 
 from thalweg.report.stationarity_page import render_stationarity, stationarity_sections, write_stationarity_page
 from thalweg.stationarity.assess import assess
@@ -59,6 +59,6 @@ def test_odd_manifests_are_survived(manifest):
 def test_in_a_real_browser(browser, tmp_path):
     browser.set_window_size(1000, 1100)
     browser.get(write_stationarity_page(assess(data()), tmp_path / "page.html").as_uri())
-    until(browser, READY, 20, "a figure did not finish", "window.scrollBy(0, 800)")
+    until(browser, READY, PATIENCE, "a figure did not finish", "window.scrollBy(0, 800)")
     assert browser.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
     assert not severe(browser)

@@ -2,10 +2,9 @@
 
 import html
 import re
-import time
 
 import pytest
-from browser import READY, severe, until
+from browser import PATIENCE, READY, severe, until
 from trajectories_to_draw import mapped, walk
 
 from thalweg.report.trajectory_page import TITLES, render_map, trajectory_sections, write_map_page
@@ -54,13 +53,12 @@ def test_in_a_real_browser(layered, browser, tmp_path):
 
     browser.set_window_size(1100, 900)
     browser.get(write_map_page(layered, tmp_path / "map.html", "run", hallmarks(layered)).as_uri())
-    deadline = time.monotonic() + 60
-    until(browser, READY, deadline - time.monotonic(), "the plots did not finish")
+    until(browser, READY, PATIENCE, "the plots did not finish")
     assert browser.execute_script("return document.querySelectorAll('.plot').length") == len(TITLES)
     place = browser.find_element("css selector", ".plot .nsewdrag")
     ActionChains(browser).move_to_element_with_offset(place, 60, -60).perform()
     hover = "return [...document.querySelectorAll('.plot .hoverlayer text')].map(x => x.textContent).join()"
-    shown = until(browser, hover, deadline - time.monotonic(), "no hover")
+    shown = until(browser, hover, PATIENCE, "no hover")
     assert re.search(r"steps [\d,]+ and [\d,]+cosine 0\.\d{4}random walk 0\.\d{3}", shown)
     choose = "const d = arguments[0], p = document.querySelector('.plot');"
     choose += "Plotly.restyle(p, p.layout.updatemenus[0].buttons[2].args[0]).then(() => d(p.data[2].visible))"
