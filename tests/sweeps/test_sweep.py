@@ -4,7 +4,6 @@ import signal
 import sqlite3
 import sys
 import threading
-import time
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 
 import numpy as np
@@ -404,12 +403,12 @@ def test_a_disk_that_fills_up_loses_nothing_of_before(tmp_path, monkeypatch):
 
 
 def test_ctrl_c_keeps_what_has_come(tmp_path, pool):
-    begun = threading.Event()
+    begun, over = threading.Event(), threading.Event()
 
     def waits(cell):
         if cell["width"] == 5:
             begun.set()
-            time.sleep(1.0)
+            over.wait(300)
         return sweep_cells.safe(cell)
 
     cells = plan(width=[1, 2, 5, 6, 7])
@@ -417,11 +416,13 @@ def test_ctrl_c_keeps_what_has_come(tmp_path, pool):
     class Presses(Meter):
         def step(self, values):
             if values["step"] == 2:
-                begun.wait(5)
+                begun.wait(300)
                 signal.raise_signal(signal.SIGINT)
 
-    with ThreadPoolExecutor(1) as one, pytest.raises(KeyboardInterrupt):
-        sweep(waits, cells, tmp_path / "s", engine=one, meter=Presses())
+    with ThreadPoolExecutor(1) as one:
+        with pytest.raises(KeyboardInterrupt):
+            sweep(waits, cells, tmp_path / "s", engine=one, meter=Presses())
+        over.set()
     found = open_sweep(tmp_path / "s")
     assert found.status().done == 2
     assert found.status().pending == 3
