@@ -26,6 +26,7 @@ from thalweg.errors import InvalidInput, ThalwegWarning
 from thalweg.optim.gi_adam import gi_adam_
 from thalweg.optim.search import critical_learning_rate
 from thalweg.problem import Problem
+from thalweg.runs import open_run
 from thalweg.runs.callbacks_warmup import Warming, first_gradient_adam, first_problem
 
 STEPS = 12
@@ -344,6 +345,17 @@ class TestTransformers:
         logged = [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
         assert logged == pytest.approx(ramped, rel=1e-9), "the Trainer's own log has the rates that were used"
 
+    @pytest.mark.parametrize("first", [False, True])
+    def test_a_recorder_beside_it_records_the_rates_that_were_used(self, tmp_path, first):
+        pytest.importorskip("transformers")
+        from thalweg.runs.callbacks_transformers import TrajectoryCallback
+
+        recorder = TrajectoryCallback(tmp_path / "run", every=4)
+        both = (lambda ours: [recorder, *ours]) if first else (lambda ours: [*ours, recorder])
+        trainer, _, seen, _ = self.go(tmp_path / "own", callbacks=both)
+        trainer.train()
+        assert open_run(tmp_path / "run").data.learning_rate.values.tolist()[:8] == pytest.approx(seen, rel=1e-9)
+
     @pytest.mark.parametrize("restore", [False, True])
     def test_it_resumes(self, tmp_path, restore):
         trainer, _, whole, first = self.go(tmp_path)
@@ -456,6 +468,15 @@ class TestLightning:
         assert len(model.means) == 3
         assert model.means[0] != other.means[0], "the first epoch takes smaller steps"
         assert float(first) == pytest.approx(callback.found.loss, rel=1e-12)
+
+    def test_a_recorder_after_it_records_the_rates_that_were_used(self, tmp_path):
+        pytest.importorskip("lightning")
+        from thalweg.runs.callbacks_lightning import TrajectoryCallback
+
+        recorder = TrajectoryCallback(tmp_path / "run", every=4)
+        trainer, model, data, _ = self.go(callbacks=lambda ours: [*ours, recorder])
+        trainer.fit(model, data)
+        assert open_run(tmp_path / "run").data.learning_rate.values.tolist()[:8] == pytest.approx(model.seen, rel=1e-9)
 
     def test_it_resumes(self, tmp_path):
         options = {"schedule": lambda opt: CosineAnnealingLR(opt, 20), "batch": 12}  # an epoch is one step
