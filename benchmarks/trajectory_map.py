@@ -87,15 +87,15 @@ def drop_cache(folder: Path) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def bandwidth(folder: Path) -> float:
-    """Read all files from one end to the other, 8 MiB at a time; bytes a second."""
+def bandwidth(folder: Path, clock: Callable[[], float] = time.perf_counter) -> float:
+    """Read all files from one end to the other, 8 MiB at a time; bytes a second of the clock."""
     drop_cache(folder)
-    buffer, total, start = bytearray(8 * 2**20), 0, time.perf_counter()
+    buffer, total, start = bytearray(8 * 2**20), 0, clock()
     for path in files(folder):
         with open(path, "rb", buffering=0) as file:
             while count := file.readinto(buffer):
                 total += count
-    return total / (time.perf_counter() - start)
+    return total / (clock() - start)
 
 
 def product_rate(rows: int, clock: Callable[[], float] = time.perf_counter) -> float:
@@ -197,6 +197,7 @@ def run(checkpoints: int, width: int, layers: int, ways: tuple[str, ...]) -> Rec
         rate.append(product_rate(checkpoints))
         rows |= {way: measure(way, folder) for way in ways[1:]}
         disk.append(bandwidth(folder))
+        copied = bandwidth(folder, time.process_time)
     right = rows["thalweg"].get("g")
     for row in rows.values():
         g = row.pop("g", None)
@@ -215,6 +216,7 @@ def run(checkpoints: int, width: int, layers: int, ways: tuple[str, ...]) -> Rec
         "predicted": plan.peak_bytes,
         "bandwidth": disk,
         "product_rate": rate,
+        "cpu_reading": size / copied,
         "cpu_products": plan.flops / product_rate(checkpoints, time.process_time),
         "product_rate_154": product_rate(PYTHIA["checkpoints"]),
         "rows": rows,
@@ -257,15 +259,17 @@ def show(record: Record) -> str:
         reading, multiplying = total / disk, record["flops"] / rate
         limit = "reading" if reading > multiplying else "multiplying"
         share = max(reading, multiplying) / ours["wall"]
-        predicted = record["predicted"]
+        predicted, cores = record["predicted"], record["machine"]["cores"]
         text += [
             f"- Reading the files once, in order: {disk / 1e9:.2f} GB/s, {reading:.1f} s. The products alone: "
             f"{rate / 1e9:.0f} GFLOP/s (2 T^2 P, by a symmetric product), {multiplying:.1f} s. {limit.capitalize()} is "
             f"the limit; thalweg reaches {100 * share:.0f} % of it (80 % hoped for: "
             f"{'holds' if share >= 0.8 else 'does not hold'}).",
             f"- Products of {record['cpu_products']:.1f} s of CPU time are "
-            f"{100 * record['cpu_products'] / ours['cpu']:.0f} % of thalweg's CPU time; the rest reads, converts, "
-            "subtracts and compares.",
+            f"{100 * record['cpu_products'] / ours['cpu']:.0f} % of thalweg's CPU time, reading (a copy by the system) "
+            f"of {record['cpu_reading']:.1f} s {100 * record['cpu_reading'] / ours['cpu']:.0f} %; the rest converts, "
+            f"subtracts, compares and waits for memory. {cores} cores take at least {ours['cpu'] / cores:.1f} s for "
+            f"all of it; it kept {ours['cpu'] / ours['wall']:.2f} of them busy.",
             f"- Memory: {predicted / 2**20:.0f} MiB predicted, {ours['memory'] / 2**20:.0f} measured "
             f"({100 * ours['memory'] / predicted - 100:+.0f} %), {BUDGET / 2**20:.0f} allowed.",
             projection(disk, record["product_rate_154"]),
