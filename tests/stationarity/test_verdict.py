@@ -179,7 +179,7 @@ def test_a_recorded_run(tmp_path):
     found = assess(run)
     assert found.kind == assess(tmp_path / "r").kind
     assert found.loss.state == "settled"
-    assert found.level.probes == 31
+    assert found.level.probes == 32  # every 10 steps from 280 to 599, 40 whole epochs
     assert abs(found.descent.ratio) < 1  # plain descent promises eta |grad|^2
     with pytest.raises(RunFolderError):
         assess(tmp_path)

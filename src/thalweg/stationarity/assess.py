@@ -18,7 +18,7 @@ from thalweg.stationarity.holm import holm
 from thalweg.stationarity.level import Level, floor_of, level
 from thalweg.stationarity.logs import KINDS, ORDER, History, Trace, history
 from thalweg.stationarity.verdict import ADVICE, MEANING, Kind, Open, Verdict, decide
-from thalweg.stationarity.windows import SKIP, Window, change_inside, segments
+from thalweg.stationarity.windows import SKIP, Window, change_inside, segments, whole_epochs
 
 
 def assess(
@@ -35,8 +35,9 @@ def assess(
     """Say whether training has settled, and on what: on a point, or on a distribution in which weights keep moving.
 
     Constant stretches of learning rate, batch size and decay are found from the log; of the last one the second half
-    is looked at. The loss says whether anything has settled, the unbiased gradient level what it is; the other
-    observables say how far: function space, norms, directions, weights. Sums that telescope are no part of it.
+    is looked at, in whole epochs where the log tells them. The loss says whether anything has settled, the unbiased
+    gradient level what it is; the other observables say how far: function space, norms, directions, weights. Sums that
+    telescope are no part of it.
 
     Args:
         source: A `Run` or its folder, an ``xarray.Dataset`` with ``step`` and ``loss``, a CSV file, or a mapping of
@@ -132,7 +133,7 @@ def _window(
     held = int(piece.holds(known.loss.steps).sum())
     if len(found) > 1 and held < refusals.ENOUGH:
         return piece, objections.never_constant(piece.settings, held)
-    return piece.after(skip), None
+    return whole_epochs(piece.after(skip), known.epochs, piece.start), None
 
 
 def _level(known: History, window: Window, floor: float | None) -> Level | None:

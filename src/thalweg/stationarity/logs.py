@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from thalweg.errors import InvalidInput, explain
 from thalweg.runs.gradient_probe import BIASED, DETECTABLE, ERROR, NOISE, SCALE_FREE, UNBIASED
 from thalweg.stationarity.autocorrelation import Floats
-from thalweg.stationarity.windows import SETTINGS, Steps, filled
+from thalweg.stationarity.windows import SETTINGS, Steps, epoch_starts, filled
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -79,6 +80,7 @@ class History:
         curvature: ``(eta^2 / 2) v^T H v`` of the same.
         fresh: Changes of the loss over fresh updates.
         notes: What was guessed.
+        epochs: Steps at which epochs begin, where samples are drawn without replacement; None: not known.
     """
 
     loss: Trace
@@ -89,6 +91,7 @@ class History:
     curvature: Trace | None = None
     fresh: Trace | None = None
     notes: tuple[str, ...] = field(default=())
+    epochs: Steps | None = None
 
 
 def history(source: Any, columns: Mapping[str, str] | None = None) -> History:
@@ -191,7 +194,27 @@ def _history(
         _trace(steps, columns.get(CURVATURE)),
         _trace(steps, columns.get(FRESH)),
         notes,
+        _epochs(steps, columns, manifest),
     )
+
+
+def _epochs(steps: Steps, columns: Mapping[str, Floats], manifest: Mapping[str, Any]) -> Steps | None:
+    """Return the starts of epochs: counted in the log, or from the numbers of samples and of samples in a step.
+
+    ``thalweg.train`` draws without replacement, from step 0 on; a log from elsewhere that has a column ``samples``
+    beside ``batch_size`` says so.
+    """
+    if "epoch" in columns:
+        return epoch_starts(steps, columns["epoch"])
+    batch: Any = (manifest.get("loop") or {}).get("batch_size")
+    samples: Any = (manifest.get("problem") or {}).get("samples")
+    if batch is None and {"samples", "batch_size"} <= columns.keys():
+        samples, batch = (np.unique(x[np.isfinite(x)]) for x in (columns["samples"], columns["batch_size"]))
+        samples, batch = (x[0] if len(x) == 1 else None for x in (samples, batch))
+    if not samples or not batch or not 0 < batch < samples:
+        return None
+    length = math.ceil(samples / batch)
+    return np.arange(0, int(steps[-1]) + 2, length, dtype=np.int64) if length > 1 else None
 
 
 def _looked(loss: Floats, manifest: Mapping[str, Any]) -> NDArray[np.bool_]:

@@ -28,11 +28,13 @@ class Window:
         start: First step.
         stop: Last step, included.
         settings: What held: learning rate, batch size, weight decay, as far as they were logged.
+        epochs: Whole epochs that it consists of; None: epochs are not known, or it was not cut by them.
     """
 
     start: int
     stop: int
     settings: Mapping[str, float] = field(default_factory=dict)
+    epochs: int | None = None
 
     @property
     def steps(self) -> int:
@@ -49,7 +51,8 @@ class Window:
 
     def __repr__(self) -> str:
         held = ", ".join(f"{name.replace('_', ' ')} {value:.6g}" for name, value in self.settings.items())
-        return f"steps {self.start:,} to {self.stop:,}" + (f" at {held}" if held else "")
+        whole = f", {self.epochs:,} whole epochs" if self.epochs else ""
+        return f"steps {self.start:,} to {self.stop:,}{whole}" + (f" at {held}" if held else "")
 
 
 def segments(
@@ -103,6 +106,69 @@ def segments(
         Window(int(at[a]), int(at[b - 1]), {name: float(values[a]) for name, values in known.items()})
         for a, b in zip(cuts, ends)
     )
+
+
+def epoch_starts(steps: Steps, epoch: Floats) -> Steps | None:
+    """Return the steps at which epochs begin, from a column that counts them, in whole numbers or in parts.
+
+    Args:
+        steps: Increasing, shape ``(n,)``.
+        epoch: At these steps, NaN where not logged.
+
+    Returns:
+        The first step of each epoch, without that of the first, which may have begun before the log; and after the last
+        step, where that ends an epoch by its length. None where the column goes back, or a row is an epoch or longer.
+
+    Example:
+        >>> epoch_starts(np.arange(8), np.array([0, 0, 0, 1, 1, 1, 2, 2.0])).tolist()
+        [3, 6]
+    """
+    if not np.isfinite(epoch).any():
+        return None
+    count = np.floor(filled(epoch) + 1e-9)
+    if (np.diff(count) < 0).any():
+        return None
+    turns = np.flatnonzero(np.diff(count) > 0) + 1
+    if len(turns) < 2 or np.median(np.diff(turns)) < 2 or (np.diff(count) > 1).any():
+        return None
+    starts, length = steps[turns], int(np.median(np.diff(steps[turns])))
+    end = int(steps[-1]) + int(np.median(np.diff(steps)))
+    return np.append(starts, end) if end - starts[-1] == length else starts
+
+
+def whole_epochs(window: Window, starts: Steps | None, earliest: int = 0) -> Window:
+    """Return a window of whole epochs in place of one that cuts them.
+
+    Where samples are drawn without replacement, losses within an epoch hang together, and the epoch is the period of
+    the chain. Parts of an epoch in the halves and quarters of a window, which are compared, would be taken for change.
+    It ends with the last epoch that is whole, and is no shorter than before: its start moves back, by up to a quarter
+    of the window. The number of epochs is a multiple of four if that allows it, else of two, else any.
+
+    Args:
+        window: The window.
+        starts: Steps at which epochs begin, an end included; None: not known.
+        earliest: The start is not put before this step.
+
+    Returns:
+        The window as it is where that is not possible with two epochs or more.
+
+    Example:
+        >>> whole_epochs(Window(105, 250), np.arange(0, 301, 10))
+        steps 90 to 249, 16 whole epochs
+    """
+    if starts is None:
+        return window
+    ends = starts[starts <= window.stop + 1]
+    counts = np.arange(2, int((ends >= earliest).sum()))
+    if not len(counts):
+        return window
+    first = ends[-1 - counts]
+    long = (ends[-1] - first > window.steps) & (window.start - first <= 0.25 * window.steps)
+    for multiple in (4, 2, 1):
+        fits = np.flatnonzero(long & (counts % multiple == 0))
+        if len(fits):
+            return Window(int(first[fits[0]]), int(ends[-1]) - 1, window.settings, int(counts[fits[0]]))
+    return window
 
 
 def change_inside(window: Window, found: Sequence[Window]) -> str | None:
