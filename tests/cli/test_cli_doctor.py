@@ -60,7 +60,7 @@ def test_a_failed_check_is_exit_code_one(file, capsys):
     [
         ("mine.py", "path.py:function"),
         ("missing.py:problem", "no file"),
-        ("{file}:nothing", "AttributeError"),
+        ("{file}:nothing", "no function .nothing.*It has problem, parts"),
         ("{file}:breaks", "KeyError"),
         ("{file}:other", "returned a int"),
     ],

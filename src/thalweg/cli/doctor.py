@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from types import ModuleType
+from typing import Any, Literal, cast
 
 import tyro
 from rich import box
@@ -115,8 +116,7 @@ def load_problem(place: str) -> Problem:
             raise ImportError(f"{path} is no Python file")
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        function = getattr(module, name)
-        made = function()
+        made = _function(module, name, path)()
     except InvalidInput:
         raise
     except Exception as error:  # anything may come out of a file that is not ours
@@ -134,10 +134,24 @@ def load_problem(place: str) -> Problem:
     raise InvalidInput(
         explain(
             f"{place} returned a {type(made).__name__}",
-            "the doctor examines a Problem",
+            "what is examined is a Problem",
             "Return a Problem, or (model, loss, data)",
         )
     )
+
+
+def _function(module: ModuleType, name: str, path: str) -> Callable[[], Any]:
+    function = getattr(module, name, None)
+    if not callable(function):
+        own = (key for key, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__)
+        raise InvalidInput(
+            explain(
+                f"{path} has no function {name!r}",
+                f"it has {', '.join(own) or 'none of its own'}",
+                "Write path.py:function, with a function that takes no argument and returns a Problem",
+            )
+        )
+    return cast("Callable[[], Any]", function)
 
 
 def show(diagnosis: Diagnosis, console: Console) -> None:
