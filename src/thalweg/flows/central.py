@@ -105,7 +105,7 @@ class CentralMap(Segmented):
         """Return the flow as it was at the start of this segment, at the expense of this one."""
         again = copy.copy(self._held)
         assert isinstance(again, CentralMap)
-        again.ledger, again._age = self.ledger, 0
+        again.ledger, again.interval, again._age = self.ledger, self.interval, 0
         again.block = None if again.block is None else Critical(again.block.U, again.block.A, again.block.D)
         return again
 
@@ -127,7 +127,8 @@ class CentralMap(Segmented):
         state = plain = self.law.absorb(self.state, force)
         metric = self.law.metric(plain)
         reaction, damp = None, self._damping()
-        bend = None if self._bend is None else self._bend * (2 * self._age + 1)
+        # With a look at every step it is the plain scheme.
+        bend = None if self._bend is None or self.interval == 1 else self._bend * (2 * self._age + 1)
         if self.block is not None:
             # The next point is judged by the metric there, which will have taken in such a gradient twice.
             after = self.law.absorb(plain, force)
@@ -182,7 +183,7 @@ class CentralMap(Segmented):
         if found is not None and float(found[0].abs().max()) <= 4 * self.settings.tolerance:  # a leap is not repeated
             missed, turn = found
             bend = missed / self.interval**2
-            if former is not None:
+            if former is not None and self.interval > 1:
                 bend = bend + turn @ former @ turn.T
             self._bend = (bend + bend.T) / 2
 
