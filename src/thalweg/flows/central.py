@@ -127,8 +127,8 @@ class CentralMap(Segmented):
         state = plain = self.law.absorb(self.state, force)
         metric = self.law.metric(plain)
         reaction, damp = None, self._damping()
-        # With a look at every step it is the plain scheme.
-        bend = None if self._bend is None or self.interval == 1 else self._bend * (2 * self._age + 1)
+        # Where every step is asked to have its own look it is the plain scheme.
+        bend = None if self._bend is None or self.settings.max_interval == 1 else self._bend * (2 * self._age + 1)
         if self.block is not None:
             # The next point is judged by the metric there, which will have taken in such a gradient twice.
             after = self.law.absorb(plain, force)
@@ -183,7 +183,7 @@ class CentralMap(Segmented):
         if found is not None and float(found[0].abs().max()) <= 4 * self.settings.tolerance:  # a leap is not repeated
             missed, turn = found
             bend = missed / self.interval**2
-            if former is not None and self.interval > 1:
+            if former is not None:
                 bend = bend + turn @ former @ turn.T
             self._bend = (bend + bend.T) / 2
 
