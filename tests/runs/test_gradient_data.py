@@ -364,7 +364,7 @@ class TestWhatItSays:
         assert repr(problem) == "SampledProblem(Sequential, 63 parameters, 80 samples by index, torch.float32, cpu)"
         with pytest.raises(InvalidInput, match="The mean over all data was asked for"):
             problem.value(problem.initial)
-        with pytest.raises(InvalidInput, match="(?i)it holds no batches"):
+        with pytest.raises(InvalidInput, match=r"(?i)it holds no batches"):
             problem.recut(4)
         with pytest.raises(InvalidInput, match="The data has 80 samples"):
             GradientProbe(batch_size=81).probe(problem)

@@ -22,6 +22,7 @@ from thalweg.phases.partition import partition as partition
 from thalweg.phases.rates import LearningRateReport as LearningRateReport
 from thalweg.phases.rates import first_step as first_step
 from thalweg.phases.regimes import segment as segment
+from thalweg.phases.regimes_loss import loss_signs as loss_signs
 from thalweg.phases.regimes_result import Regimes as Regimes
 from thalweg.phases.regimes_result import Segment as Segment
 from thalweg.phases.regimes_run import regimes_of as regimes_of
@@ -55,6 +56,7 @@ __all__ = [
     "first_step",
     "isotonic_fit",
     "limit",
+    "loss_signs",
     "network_runs",
     "open_diagram",
     "partition",

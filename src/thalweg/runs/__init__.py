@@ -1,6 +1,7 @@
 """Training that is recorded, measured and resumed: the run folder and what writes and reads it."""
 
 from thalweg.runs.folder import RunFolder as RunFolder
+from thalweg.runs.gradient_data import SampledProblem as SampledProblem
 from thalweg.runs.gradient_probe import GradientProbe as GradientProbe
 from thalweg.runs.logs import read_log as read_log
 from thalweg.runs.loop import train as train
@@ -25,6 +26,7 @@ __all__ = [
     "Meter",
     "Run",
     "RunFolder",
+    "SampledProblem",
     "Spectrum",
     "Variable",
     "open_run",
