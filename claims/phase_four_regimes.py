@@ -97,7 +97,8 @@ CLAIM = Claim(
     "arXiv 2302.12250",
     f"ReLU MLPs of {DEPTH} layers of {WIDTH} on {SAMPLES} digits, labels random or true, half mean squared error, full "
     "batch, learning rate c / first sharpness; 90 measurements of sharpness, cut by "
-    "`thalweg.phases.regimes.segment`, whose rules were mended, on runs of the tests, after five of the six had been told here",
+    "`thalweg.phases.regimes.segment`, whose rules were mended, on runs of the tests, after five of the six "
+    "had been told here",
     measure,
     tuple(CASES),
     judge,
