@@ -115,3 +115,17 @@ def test_bad_input_is_told(folder):
             lr(arguments)
     with pytest.raises(RunFolderError):
         lr([str(folder)])
+
+
+def test_only_the_samples_that_were_asked_for_are_evaluated(monkeypatch, capsys):
+    from thalweg.problem.problem import Problem
+
+    seen, evaluate = [], Problem._batch_gradient
+
+    def counted(self, leaves, batch, **settings):
+        seen.append(len(batch[0]))
+        return evaluate(self, leaves, batch, **settings)
+
+    monkeypatch.setattr(Problem, "_batch_gradient", counted)
+    answer(capsys, "--samples", "10", "--rule.lr", "0.1", "--model.width", "6", "--model.depth", "2")
+    assert set(seen) == {10}

@@ -226,3 +226,16 @@ def test_an_evaluation_that_fails_names_the_batch():
     with pytest.raises(InvalidInput, match=r"Evaluating batch 1 raised RuntimeError") as error:
         Problem(linear(), nn.MSELoss(), [(x, y), (x[:, :2], y)])
     assert isinstance(error.value.__cause__, RuntimeError)
+
+
+def test_a_part_of_what_was_not_checked_can_be():
+    torch.manual_seed(0)
+    x = torch.randn(12, 3)
+    noisy = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Dropout(0.5), torch.nn.Linear(4, 1))
+    whole = Problem(noisy, torch.nn.MSELoss(), (x, x[:, :1]), check=False)
+    assert whole.subset([0, 5]).samples == 2
+    with pytest.raises(NotDeterministic):
+        whole.subset(slice(0, 6), check=True)
+    noisy.eval()
+    part = whole.subset(slice(0, 6), check=True)
+    assert torch.equal(part.value(part.initial), whole.subset(slice(0, 6)).value(whole.initial))

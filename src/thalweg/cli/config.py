@@ -229,8 +229,12 @@ def _probes(config: RunConfig, samples: int) -> list[Measure]:
     ]
 
 
-def build_problem(config: RunConfig) -> Problem:
+def build_problem(config: RunConfig, *, check: bool = True) -> Problem:
     """Make the problem of a run: its data, its model drawn from ``seed``, its loss.
+
+    Args:
+        config: What describes it.
+        check: Evaluate it twice on all its data, to see that it is a fixed function.
 
     Raises:
         InvalidInput: Data, model, loss or device do not fit each other.
@@ -254,7 +258,7 @@ def build_problem(config: RunConfig) -> Problem:
     model = build_model(config.model, data, config.seed).to(device)
     loss = loss_for(config.loss, data)
     dtype = {"float32": torch.float32, "float64": torch.float64}[config.dtype]
-    return Problem(model, loss, data.pair(), batch_size=config.chunk, device=device, dtype=dtype)
+    return Problem(model, loss, data.pair(), batch_size=config.chunk, device=device, dtype=dtype, check=check)
 
 
 SMALL = 10**8

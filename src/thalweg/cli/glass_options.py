@@ -119,8 +119,12 @@ def start(told: Told, place: Place, step: int | None) -> tuple[Subject, Rule | N
         RunFolderError: A file of the run is damaged.
     """
     rule: Rule | None = None
+    fresh = False
     if place.run is None and place.file is None:
-        problem = load_problem(told.model_file) if told.model_file is not None else build_problem(as_run(told.settings))
+        if told.model_file is not None:
+            problem = load_problem(told.model_file)
+        else:
+            problem, fresh = build_problem(as_run(told.settings), check=told.samples is None), True
         name = told.model_file or model_words(told.settings.model, told.settings.data.name)
         found = Subject(problem, problem.initial, f"{name}, initial weights", f"{name}, initial weights")
         if told.model_file is None or told.settings.rule.lr is not None:
@@ -130,7 +134,7 @@ def start(told: Told, place: Place, step: int | None) -> tuple[Subject, Rule | N
         rule = found.rule
     if told.samples is not None and told.samples < 1:
         raise InvalidInput(explain(f"--samples is {told.samples}", "it counts samples", "Correct the number"))
-    found = found.first(told.samples)
+    found = found.first(told.samples, check=fresh)
     notes = tuple(note for note in found.notes if not note.startswith("The preconditioner of"))
     state = None
     if rule is not None and found.step:

@@ -111,10 +111,13 @@ def start(told: Told, place: Place) -> Subject:
         RunFolderError: A file of the run is damaged.
     """
     config = resolve_rule(dataclasses.replace(told.settings.rule, schedule=type(told.settings.rule.schedule)()), 1)
-    rule = build_rule(config, 1)
+    rule, fresh = build_rule(config, 1), False
     if place.run is None and place.file is None:
         settings = told.settings
-        problem = load_problem(told.model_file) if told.model_file is not None else build_problem(as_run(settings))
+        if told.model_file is not None:
+            problem = load_problem(told.model_file)
+        else:
+            problem, fresh = build_problem(as_run(settings), check=told.samples is None), True
         words = (
             told.model_file or f"{settings.data.name}, {settings.model.name} of depth {settings.model.depth}, width "
         )
@@ -123,7 +126,7 @@ def start(told: Told, place: Place) -> Subject:
         found = Subject(problem, problem.initial, f"{words}, initial weights (seed {settings.seed})", "initial")
     else:
         found = subject(place.run, place.file, told.settings, place.step, told.model_file)
-    found = found.first(told.samples)
+    found = found.first(told.samples, check=fresh)
     notes = tuple(note for note in found.notes if not note.startswith("The preconditioner of"))
     if found.step and rule.preconditioner(rule.init(found.w)) is not None:
         notes = (*notes, f"{rule.name} starts afresh here; the run's own averages would let it do other steps.")

@@ -52,11 +52,16 @@ class Subject:
     state: State | None = None
     notes: tuple[str, ...] = ()
 
-    def first(self, samples: int | None) -> Subject:
-        """Return the same on the first so many samples only, which a note says; None leaves all."""
+    def first(self, samples: int | None, *, check: bool = False) -> Subject:
+        """Return the same on the first so many samples only, which a note says; None leaves all.
+
+        Args:
+            samples: How many.
+            check: Evaluate the part twice, where the whole was not, as that may be many times larger.
+        """
         if samples is None:
             return self
-        part = self.problem.subset(slice(0, samples))
+        part = self.problem.subset(slice(0, samples), check=check)
         note = f"Measured on {part.samples:,} of {self.problem.samples:,} samples."
         return dataclasses.replace(self, problem=part, notes=(*self.notes, note))
 

@@ -180,12 +180,17 @@ class Problem:
             del grads, part  # or they would still be there while the next batch is evaluated
         return self._sum(values), gradient
 
-    def subset(self, indices: Tensor | slice | Sequence[int]) -> Problem:
-        """Return the problem on the samples at ``indices``; it shares the model and is not checked again.
+    def subset(self, indices: Tensor | slice | Sequence[int], *, check: bool = False) -> Problem:
+        """Return the problem on the samples at ``indices``; it shares the model.
+
+        Args:
+            indices: Which samples.
+            check: Evaluate the part twice, as a new problem is, where the whole has not been.
 
         Raises:
             InvalidInput: The data is a loader, which cannot be indexed, or an index is out of range.
             EmptyData: No index.
+            NotDeterministic: With ``check``, as for a new problem.
         """
         count = self._batches.samples
         if count is None:
@@ -195,6 +200,9 @@ class Problem:
         part._batches = cache(self._batches.subset(positions(indices, count)))
         part._weights = tuple(part._weigh(batch) for batch in part._batches)
         part.samples = _whole(sum(part._weights))
+        if check:
+            determinism.survey(part, part._batches, check=True)
+            determinism.refuse_batch_statistics(part.model, len(part._weights))
         return part
 
     def recut(self, batch_size: int) -> Problem:

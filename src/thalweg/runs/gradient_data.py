@@ -100,11 +100,12 @@ class SampledProblem(Problem):
             )
         )
 
-    def subset(self, indices: Tensor | slice | Sequence[int]) -> Problem:
+    def subset(self, indices: Tensor | slice | Sequence[int], *, check: bool = False) -> Problem:
         """Read some samples, once, and return an ordinary `Problem` on them; it shares the model.
 
         Args:
             indices: Of the samples.
+            check: As of `Problem`.
 
         Raises:
             InvalidInput: An index is out of range.
@@ -119,7 +120,7 @@ class SampledProblem(Problem):
             parameters=self._parameters,
             device=self._device,
             dtype=self._cast,
-            check=False,
+            check=check,
         )
 
     def recut(self, batch_size: int) -> Problem:
