@@ -96,7 +96,6 @@ def parse(arguments: Sequence[str]) -> tuple[Told, Place]:
         own,
         told.settings,
         told.model_file,
-        why="a run has its own problem, and its weights mean nothing in another",
         remedy="Leave the option out; rules and learning rates may be changed",
         free={"rule"},
     )

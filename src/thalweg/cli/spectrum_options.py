@@ -150,7 +150,6 @@ def parse(arguments: Sequence[str]) -> tuple[Told, Run | None, Path | None]:
         own,
         told.settings,
         told.model_file,
-        why="a run has its own problem, and its weights mean nothing in another",
         remedy="Leave the option out; to measure another loss, pass the checkpoint file as a state dict",
     )
     return told, run, file

@@ -96,8 +96,8 @@ def refuse_changes(
     now: SubjectConfig,
     model_file: str | None,
     *,
-    why: str,
     remedy: str,
+    why: str = "a run has its own problem, and its weights mean nothing in another",
     free: Collection[str] = (),
 ) -> None:
     """Refuse options that contradict the run at ``path``, but for those in ``free`` and of how to compute.
